@@ -1,0 +1,1 @@
+"""Models: decoder with partial-token forward, the small VLA, loaders, training."""

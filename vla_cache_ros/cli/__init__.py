@@ -1,0 +1,1 @@
+"""The composition root: each command wires policy, environment and nodes together."""

@@ -1,0 +1,43 @@
+"""The seams between the domains."""
+
+from typing import Protocol, runtime_checkable
+
+from vla_cache_ros.core.layout import TokenLayout
+from vla_cache_ros.core.types import ActionChunk, Observation
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """Everything that turns an observation into an action chunk."""
+
+    @property
+    def chunk_size(self) -> int:
+        """T, actions per chunk."""
+        ...
+
+    @property
+    def camera_names(self) -> tuple[str, ...]:
+        """The cameras that an observation must hold, in the model's order."""
+        ...
+
+    @property
+    def image_size_px(self) -> int:
+        """Side of the square image that the model sees; other sizes are resized to it."""
+        ...
+
+    @property
+    def layout(self) -> TokenLayout:
+        """The model's token layout."""
+        ...
+
+    def reset(self, reason: str = 'reset') -> None:
+        """Forget the episode: flush the cache; `reason` appears in the next step's report."""
+        ...
+
+    def act(self, observation: Observation) -> ActionChunk:
+        """Compute the next action chunk.
+
+        Raises:
+            ObservationError: The observation cannot be used; the policy's state is unchanged.
+        """
+        ...

@@ -1,0 +1,1 @@
+"""LeRobot-layout demonstration datasets: write, read, inspect."""
