@@ -1,0 +1,23 @@
+"""Simulated robots as gymnasium environments, with scripted experts.
+
+Importing this module registers one id per LIBERO suite; it imports neither MuJoCo nor LIBERO, so
+it costs nothing where no simulator is installed:
+
+    >>> import gymnasium, vla_cache_sim
+    >>> env = gymnasium.make('vla_cache_sim/LiberoObject-v0', task=0, image_size_px=128)
+    >>> observation, info = env.reset(seed=0, options={'init_state': 0})
+"""
+
+import gymnasium
+
+from vla_cache_sim.suites import SUITES, Suite
+
+__all__ = ['SUITES', 'Suite']
+
+for _suite in SUITES.values():
+    if _suite.gym_id not in gymnasium.registry:
+        gymnasium.register(
+            id=_suite.gym_id,
+            entry_point='vla_cache_sim.libero:LiberoEnv',
+            kwargs={'suite': _suite.name},
+        )
