@@ -1,0 +1,221 @@
+"""The pick-and-place expert for libero_object and libero_spatial.
+
+The expert is a function of the simulator's present state: each step it measures where the gripper
+is relative to a grasp of the target, what it holds, and where that is relative to the destination,
+and infers the phase from these alone. Whoever drove the robot there, a missed grasp, a drop or a
+pushed object simply is another state. Its only memory is the chosen grasp angle (against
+flicker) and how long it has tried to close (against waiting for ever).
+
+    action[:3] = clip(2 (x_goal - x) / 0.05, -1, 1)           translation, 0.05 m per unit
+    action[3:6] = clip(2 log(R_goal R^T) / 0.5, -0.5, 0.5)     rotation vector, 0.5 rad per unit
+"""
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from vla_cache_ros.core.errors import ConfigError
+from vla_cache_sim.experts.grasps import (
+    MAX_OPENING_M,
+    Grasp,
+    across_narrowest,
+    angle_difference,
+)
+from vla_cache_sim.scene import Scene
+
+OPEN, CLOSE = -1.0, 1.0
+
+_GAIN = 2.0
+_METRES_PER_UNIT = 0.05
+_RADIANS_PER_UNIT = 0.5
+_MAX_ROTATION = 0.5
+_HOVER_M = 0.05
+"""Height of the fingertips above the object's top before they straddle it."""
+_CLEARANCE_M = 0.025
+"""Height kept above anything that is passed over."""
+
+
+class Expert:
+    """Scripted pick and place from ground truth."""
+
+    def __init__(self, scene: Scene) -> None:
+        """Work on one scene; `reset` forgets the episode."""
+        self.scene = scene
+        self.phase = 'approach'
+        self._grasp: Grasp | None = None
+        self._closing_steps = 0
+
+    def reset(self) -> None:
+        """Forget the episode."""
+        self.phase = 'approach'
+        self._grasp = None
+        self._closing_steps = 0
+
+    def act(self) -> np.ndarray:
+        """The expert's action in the simulator's present state.
+
+        Returns:
+            float32 [7], see `LiberoEnv`.
+        """
+        if self._holds():
+            self._closing_steps = 0
+            return self._carry()
+        return self._pick()
+
+    def _holds(self) -> bool:
+        return all(self.scene.touches_fingers(self.scene.target))
+
+    # Pick: above the object, down around it, close.
+
+    def _pick(self) -> np.ndarray:
+        scene = self.scene
+        grasp = self._grasp = self._plan_grasp()
+        gripper = scene.gripper_pose().position_m
+        opening = scene.gripper_opening_m()
+        offset = grasp.position_m - gripper
+        along = abs(offset[:2] @ grasp.axis)
+        across = float(np.hypot(*(offset[:2] - (offset[:2] @ grasp.axis) * grasp.axis)))
+        turn = abs(angle_difference(grasp.angle_rad, self._finger_angle()))
+        slack = (MAX_OPENING_M - grasp.width_m) / 2
+
+        # 0 where the open fingers straddle the object, 1 where they have to be above it.
+        misaligned = max(
+            (along - max(0.5 * slack, 0.004)) / 0.015,
+            (across - 0.008) / 0.02,
+            (turn - 0.08) / 0.2,
+        )
+        ready = opening > min(grasp.width_m + 0.012, MAX_OPENING_M - 0.006)
+        reached = misaligned <= 0.3 and abs(offset[2]) < 0.012
+        if (reached and ready) or (
+            self._closing_steps > 0 and misaligned < 0.8 and abs(offset[2]) < 0.02
+        ):
+            self._closing_steps += 1
+            if self._closing_steps <= 14:
+                self.phase = 'close'
+                return self._move(grasp.position_m, grasp.angle_rad, CLOSE)
+        elif opening > MAX_OPENING_M - 0.01:
+            self._closing_steps = 0
+        # Above first, then down.
+        blocked = float(np.clip(max(misaligned, 0.0 if ready else 1.0), 0.0, 1.0))
+        above = grasp.depth_m + _HOVER_M
+        height = grasp.position_m[2] + blocked * above
+        if misaligned > 1:
+            height = max(height, self._height_over_obstacles(gripper, grasp.position_m))
+        goal = np.array([*grasp.position_m[:2], height])
+        # Too low to move sideways: rise before anything else.
+        lack = height - gripper[2]
+        sideways = np.clip(1.5 - lack / 0.03, 0.0, 1.0) if blocked > 0 else 1.0
+        goal[:2] = gripper[:2] + sideways * (goal[:2] - gripper[:2])
+        self.phase = 'descend' if blocked < 0.5 else 'approach'
+        return self._move(goal, grasp.angle_rad, OPEN)
+
+    def _plan_grasp(self) -> Grasp:
+        return across_narrowest(self.scene.points_m(self.scene.target), self._grasp)
+
+    # Carry: lift, over the destination, lower, open.
+
+    def _carry(self) -> np.ndarray:
+        scene = self.scene
+        gripper = scene.gripper_pose().position_m
+        points = scene.points_m(scene.target)
+        bottom = points[:, 2].min()
+        target = self._target_centre(points)
+        goal = scene.goal_position_m()
+        offset = goal[:2] - target[:2]
+        distance = float(np.hypot(*offset))
+        angle = self._grasp.angle_rad if self._grasp else self._finger_angle()
+        release_height = self._release_height_m()
+        if distance < 0.02 and bottom < release_height + 0.008:
+            self.phase = 'release'
+            return self._move(gripper, angle, OPEN)
+        if scene.gripper_speed_m_s() < -0.02:  # the fingers still close
+            self.phase = 'close'
+            return self._move(gripper, angle, CLOSE)
+        # 0 over the destination, 1 where the object has to be above every obstacle.
+        away = float(np.clip((distance - 0.015) / 0.03, 0.0, 1.0))
+        safe = self._carry_height_m(target[:2], goal[:2])
+        height = release_height + away * max(safe - release_height, 0.0)
+        lack = height - bottom
+        sideways = float(np.clip(1.3 - lack / 0.03, 0.0, 1.0))
+        self.phase = 'lift' if sideways < 0.5 else 'lower' if away < 0.5 else 'transport'
+        move = np.array([*(sideways * offset), lack])
+        return self._move(gripper + move, angle, CLOSE)
+
+    def _target_centre(self, points: np.ndarray) -> np.ndarray:
+        return (points.min(axis=0) + points.max(axis=0)) / 2
+
+    def _release_height_m(self) -> float:
+        """Height of the object's lowest point at which the gripper opens."""
+        return float(self.scene.points_m(self.scene.goal_object)[:, 2].max()) - 0.02
+
+    def _carry_height_m(self, start: np.ndarray, goal: np.ndarray) -> float:
+        """Height that the object's lowest point needs on its next centimetres."""
+        rim = float(self.scene.points_m(self.scene.goal_object)[:, 2].max())
+        return max(rim, self._obstacle_top_m(start, goal, lookahead_m=0.15)) + _CLEARANCE_M
+
+    # What is in the way
+
+    def _height_over_obstacles(self, start: np.ndarray, goal: np.ndarray) -> float:
+        """Height that the grip site needs to pass over what stands on its way."""
+        top = self._obstacle_top_m(start[:2], goal[:2], lookahead_m=0.12)
+        return top + _CLEARANCE_M
+
+    def _obstacle_top_m(self, start: np.ndarray, goal: np.ndarray, lookahead_m: float) -> float:
+        """Top of the highest other object within 7 cm of the next centimetres of the way."""
+        way = goal - start
+        length = float(np.hypot(*way))
+        end = start + way * min(1.0, lookahead_m / max(length, 1e-6))
+        top = -np.inf
+        for name in self.scene.objects:
+            if name == self.scene.target:
+                continue
+            points = self.scene.points_m(name)
+            if _distance_to_segment(points[:, :2], start, end).min() < 0.07:
+                top = max(top, points[:, 2].max())
+        return float(top)
+
+    # Motion
+
+    def _finger_angle(self) -> float:
+        left, right = self.scene.finger_positions_m()
+        return float(np.arctan2(left[1] - right[1], left[0] - right[0]))
+
+    def _move(self, goal_m: np.ndarray, angle_rad: float, gripper: float) -> np.ndarray:
+        """Proportional step of the grip site towards a position, fingers down and turned."""
+        pose = self.scene.gripper_pose()
+        action = np.empty(7, dtype=np.float32)
+        action[:3] = np.clip(_GAIN * (goal_m - pose.position_m) / _METRES_PER_UNIT, -1, 1)
+        turn = angle_difference(angle_rad, self._finger_angle())
+        # Bring the approach axis to straight down (cross product), then turn about it.
+        tilt = np.cross(pose.rotation[:, 2], (0.0, 0.0, -1.0))
+        rotation = tilt + np.array([0.0, 0.0, turn])
+        action[3:6] = np.clip(
+            _GAIN * rotation / _RADIANS_PER_UNIT, -_MAX_ROTATION, _MAX_ROTATION
+        )
+        action[6] = gripper
+        return action
+
+
+def _distance_to_segment(points: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """Distances of points [n, 2] to a segment, [n]."""
+    way = end - start
+    share = np.clip((points - start) @ way / max(float(way @ way), 1e-12), 0.0, 1.0)
+    return np.linalg.norm(points - (start + share[:, None] * way), axis=1)
+
+
+def make_expert(env: gymnasium.Env[Any, Any]) -> Expert:
+    """Build the expert for an environment's present task.
+
+    Build a new one after a reset to another task; `Expert.reset` is enough for the same task.
+
+    Raises:
+        ConfigError: There is no expert for the suite.
+    """
+    libero = env.unwrapped
+    suite = libero.suite.name
+    if suite not in ('libero_object', 'libero_spatial'):
+        raise ConfigError(
+            f'no scripted expert for {suite}; there is one for libero_object, libero_spatial'
+        )
+    return Expert(libero.scene)
