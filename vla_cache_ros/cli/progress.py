@@ -1,0 +1,78 @@
+"""A progress bar with rate and time left; plain lines where there is no terminal."""
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+PLAIN_PERIOD_S = 20.0
+"""Time between two plain lines."""
+
+
+class Progress:
+    """Counts work; use as a context manager."""
+
+    def __init__(self, what: str, total: int, quiet: bool = False) -> None:
+        """Prepare the bar.
+
+        Args:
+            what: The unit of work in words, e.g. 'episodes'.
+            total: How many.
+            quiet: Show nothing.
+        """
+        self._what, self._total, self._quiet = what, total, quiet
+        self._console = Console(stderr=True)
+        self._begin = self._last_line = time.monotonic()
+        self._done = 0
+        self._bar: RichProgress | None = None
+
+    def __enter__(self) -> 'Progress':
+        """Show the bar."""
+        if not self._quiet and self._console.is_terminal and self._total:
+            self._bar = RichProgress(
+                TextColumn('{task.description}'),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn('{task.fields[rate]}'),
+                TimeRemainingColumn(),
+                TextColumn('{task.fields[note]}'),
+                console=self._console,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(self._what, total=self._total, rate='', note='')
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Remove the bar."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, note: str = '') -> None:
+        """Count one piece of work.
+
+        Args:
+            note: Shown at the end of the line.
+        """
+        self._done += 1
+        now = time.monotonic()
+        per_minute = 60.0 * self._done / max(now - self._begin, 1e-9)
+        if self._bar is not None:
+            self._bar.update(self._task, advance=1, rate=f'{per_minute:.1f}/min', note=note)
+        elif not self._quiet and (
+            now - self._last_line >= PLAIN_PERIOD_S or self._done == self._total
+        ):
+            self._last_line = now
+            left_s = (self._total - self._done) * 60.0 / per_minute
+            self._console.print(
+                f'{self._what} {self._done}/{self._total}, {per_minute:.1f}/min, '
+                f'{left_s:.0f} s left, {note}',
+                highlight=False,
+                soft_wrap=True,
+            )
