@@ -1,0 +1,147 @@
+"""Checkpoint of a parallel VLA: a folder with config.json and model.safetensors."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from vla_cache_ros.core.errors import CheckpointError, ConfigError
+
+from vla_cache_models.decoder import DecoderConfig
+from vla_cache_models.parallel_vla import ParallelVla, VlaConfig
+from vla_cache_models.proprioception import ProprioceptionScale
+from vla_cache_models.tokenizer import WordTokenizer
+
+MODEL_TYPE = 'parallel_vla'
+CONFIG_NAME = 'config.json'
+WEIGHTS_NAME = 'model.safetensors'
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All that inference needs.
+
+    Attributes:
+        model: The network, in eval mode.
+        tokenizer: Of the instructions.
+        proprioception_scale: Of the training data.
+        execute_steps: Actions of a chunk to execute before the next policy refresh.
+        weights_sha256: Hash of model.safetensors, to name the checkpoint in reports.
+    """
+
+    model: ParallelVla
+    tokenizer: WordTokenizer
+    proprioception_scale: ProprioceptionScale
+    execute_steps: int
+    weights_sha256: str = ''
+
+
+def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write a checkpoint; the folder holds either the old or the new one, never half of one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config: dict[str, Any] = {
+        'model_type': MODEL_TYPE,
+        'architecture': asdict(checkpoint.model.config),
+        'words': checkpoint.tokenizer.words,
+        'proprioception_scale': asdict(checkpoint.proprioception_scale),
+        'execute_steps': checkpoint.execute_steps,
+    }
+    weights = {
+        name: tensor.detach().to('cpu', torch.float32).contiguous()
+        for name, tensor in checkpoint.model.state_dict().items()
+    }
+    partial = folder / f'{WEIGHTS_NAME}.partial'
+    save_file(weights, partial)
+    partial_config = folder / f'{CONFIG_NAME}.partial'
+    partial_config.write_text(json.dumps(config, indent=2) + '\n')
+    partial.replace(folder / WEIGHTS_NAME)
+    partial_config.replace(folder / CONFIG_NAME)
+
+
+def load_checkpoint(folder: Path, device: str = 'cpu') -> Checkpoint:
+    """Read a checkpoint.
+
+    Args:
+        folder: Holds config.json and model.safetensors.
+        device: Where the network goes.
+
+    Raises:
+        CheckpointError: A file is missing or damaged, or the tensors do not fit the config.
+    """
+    config = _read_config(folder)
+    try:
+        architecture = dict(config['architecture'])
+        architecture['tower'] = DecoderConfig(**architecture['tower'])
+        architecture['decoder'] = DecoderConfig(**architecture['decoder'])
+        architecture['cameras'] = tuple(architecture['cameras'])
+        vla_config = VlaConfig(**architecture)
+        tokenizer = WordTokenizer(config['words'], vla_config.text_tokens)
+        scale = ProprioceptionScale(**config['proprioception_scale'])
+        execute_steps = int(config['execute_steps'])
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        raise CheckpointError(
+            f'{folder / CONFIG_NAME} does not describe a {MODEL_TYPE}: {error}'
+        ) from error
+    with torch.device('meta'):
+        model = ParallelVla(vla_config)
+    weights = _read_weights(folder / WEIGHTS_NAME, device)
+    _check_tensors(model.state_dict(), weights, folder)
+    model.load_state_dict(weights, assign=True)
+    return Checkpoint(
+        model.eval().requires_grad_(False),
+        tokenizer,
+        scale,
+        execute_steps,
+        hashlib.sha256((folder / WEIGHTS_NAME).read_bytes()).hexdigest(),
+    )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG_NAME
+    try:
+        config = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(
+            f'no checkpoint at {folder}: {CONFIG_NAME} is missing. Train one with '
+            '`vla-cache train`, or name the folder of an existing one.'
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f'{path} is not readable JSON: {error}') from error
+    if not isinstance(config, dict) or config.get('model_type') != MODEL_TYPE:
+        raise CheckpointError(
+            f'{path} has no model_type {MODEL_TYPE!r}, the one type this version loads.'
+        )
+    return config
+
+
+def _read_weights(path: Path, device: str) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path, device=device)
+    except FileNotFoundError:
+        raise CheckpointError(f'{path} is missing; copy the checkpoint folder again.') from None
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f'{path} is truncated or damaged ({error}); copy the checkpoint folder again.'
+        ) from error
+
+
+def _check_tensors(
+    expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor], folder: Path
+) -> None:
+    problems = [f'missing {name}' for name in sorted(expected.keys() - found.keys())]
+    problems += [f'unexpected {name}' for name in sorted(found.keys() - expected.keys())]
+    problems += [
+        f'{name} has shape {list(found[name].shape)}, expected {list(expected[name].shape)}'
+        for name in sorted(expected.keys() & found.keys())
+        if found[name].shape != expected[name].shape
+    ]
+    if problems:
+        shown = '; '.join(problems[:8]) + ('; ...' if len(problems) > 8 else '')
+        raise CheckpointError(
+            f'{folder}: {len(problems)} tensors do not fit the architecture: {shown}'
+        )

@@ -1,0 +1,36 @@
+"""The small VLA: OpenVLA-OFT's shape, sized for two CPU cores."""
+
+from vla_cache_models.decoder import DecoderConfig
+from vla_cache_models.parallel_vla import VlaConfig
+from vla_cache_models.proprioception import PROPRIOCEPTION_SIZE
+
+TEXT_TOKENS = 24
+"""Longest LIBERO instruction: 22 words."""
+
+
+def small_vla_config(vocabulary_size: int, attention: str = 'camera_isolated') -> VlaConfig:
+    """Two 128 px cameras of 16 x 16 patches, about 3.2 million parameters.
+
+    Args:
+        vocabulary_size: Of the tokenizer.
+        attention: The layout's attention rule. With 'camera_isolated' a vision token's K/V
+            depends on its own camera's pixels alone, so what an unchanged patch's neighbours
+            leave out is all that its reuse gets wrong.
+    """
+    return VlaConfig(
+        cameras=('agentview', 'wrist'),
+        image_size_px=128,
+        patch_size_px=8,
+        tower=DecoderConfig(
+            width=128, layers=4, heads=4, kv_heads=4, mlp_width=352, rope_theta=0
+        ),
+        decoder=DecoderConfig(width=192, layers=4, heads=6, kv_heads=6, mlp_width=512),
+        stem_width=256,
+        vocabulary_size=vocabulary_size,
+        text_tokens=TEXT_TOKENS,
+        proprioception_size=PROPRIOCEPTION_SIZE,
+        chunk_size=8,
+        action_size=7,
+        relevance_layer=1,
+        attention=attention,
+    )

@@ -1,0 +1,1 @@
+"""Training of the small VLA: behaviour cloning on a growing set of demonstrations."""
