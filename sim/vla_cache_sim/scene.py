@@ -12,7 +12,9 @@ import numpy as np
 
 _VISUAL_GROUP = 1
 _COLLISION_GROUP = 0
-_BOX_CORNERS = np.array([(x, y, z) for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], dtype=float)
+_GROUNDS = ('main_table', 'floor', 'countertop', 'coffee_table', 'kitchen_table', 'study_table',
+            'living_room_table')
+_POINT_SPACING_M = 0.03
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class Scene:
     @cached_property
     def fixtures(self) -> tuple[str, ...]:
         """Names of the furniture that stands in the scene."""
-        return tuple(name for name in self.domain.fixtures_dict if name in self.domain.obj_body_id)
+        return tuple(name for name in self.domain.fixtures_dict if name not in _GROUNDS)
 
     def pose(self, name: str) -> Pose:
         """Pose of an object, a fixture, or a region of one."""
@@ -132,7 +134,7 @@ class Scene:
         return self.goal
 
     def points_m(self, name: str) -> np.ndarray:
-        """Corners of an object's collision geometry in the world, float64 [n, 3]."""
+        """Points on an object's collision geometry, at most 3 cm apart, in the world, [n, 3]."""
         if name not in self._points:
             self._points[name] = [
                 (geom, self._geom_corners(geom))
@@ -182,4 +184,5 @@ class Scene:
             )
         if kind == mujoco.mjtGeom.mjGEOM_SPHERE:
             size = np.full(3, size[0])
-        return _BOX_CORNERS * size
+        ticks = [np.linspace(-s, s, 1 + max(1, round(2 * s / _POINT_SPACING_M))) for s in size]
+        return np.stack(np.meshgrid(*ticks), axis=-1).reshape(-1, 3)

@@ -1,18 +1,28 @@
 """Where to grasp an object from above, from the corners of its collision geometry."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 MAX_OPENING_M = 0.079
 """Gap between the pads of the open Panda gripper."""
 
+HOME_ANGLE_RAD = np.pi / 2
+"""Direction of the closing axis in the arm's home position."""
+
 _ANGLES_RAD = np.deg2rad(np.arange(0, 180, 5))
-_HOME_ANGLE_RAD = np.pi / 2
+_AXES = np.stack([np.cos(_ANGLES_RAD), np.sin(_ANGLES_RAD)])
+_NORMALS = np.stack([-_AXES[1], _AXES[0]])
+_SHIFTS_M = np.array([0.0, -0.01, 0.01, -0.02, 0.02, -0.03, 0.03])
 _TURN_COST_M_PER_RAD = 0.012
+_SHIFT_COST = 0.3
 _FINGER_REACH_M = 0.034
 _TIP_M = 0.007
 _PAD_HALF_HEIGHT_M = 0.008
+_PALM_ABOVE_GRIP_M = 0.030
+_PALM_HALF_LENGTH_M = 0.11
+_PALM_HALF_WIDTH_M = 0.04
 
 
 @dataclass(frozen=True)
@@ -27,6 +37,8 @@ class Grasp:
     """Extent of what ends up between the pads."""
     depth_m: float
     """How far the fingertips reach below the top of the object at the grasp."""
+    shift_m: float = 0.0
+    """Displacement from the object's centre, across the closing axis."""
 
     @property
     def axis(self) -> np.ndarray:
@@ -34,47 +46,87 @@ class Grasp:
         return np.array([np.cos(self.angle_rad), np.sin(self.angle_rad)])
 
 
-def angle_difference(a: float, b: float) -> float:
-    """a - b for axes (modulo pi), in (-pi/2, pi/2]."""
-    return float((a - b + np.pi / 2) % np.pi - np.pi / 2)
+def angle_difference(a: Any, b: Any) -> Any:
+    """a - b for axes (modulo pi), in [-pi/2, pi/2); numbers or arrays."""
+    return (a - b + np.pi / 2) % np.pi - np.pi / 2
 
 
-def across_narrowest(points_m: np.ndarray, previous: Grasp | None = None) -> Grasp:
-    """Grasp a convex object centrally, across its narrowest horizontal extent.
+def across_narrowest(
+    points_m: np.ndarray, obstacles_m: np.ndarray, previous: Grasp | None = None
+) -> Grasp:
+    """Grasp a convex object across its narrowest horizontal extent, where the hand has room.
 
-    Turning the hand away from its home direction is charged 12 mm of width per radian, so round
-    and nearly square objects are taken without turning. The angle of the previous step is kept
-    unless another is better by 4 mm: no flicker between equals.
+    Candidates are all angles, centred or shifted along the object; the cheapest is taken, in metres:
+
+        cost = width + 0.012 |turn from home| + 0.3 |shift| + (0.05 + penetration of the palm)
+
+    so round and nearly square objects are taken without turning, and the last term is what turns
+    or shifts the hand where a taller neighbour stands under the palm.
 
     Args:
         points_m: float64 [n, 3], the object's corners in the world.
-        previous: The grasp chosen in the previous control step.
+        obstacles_m: float64 [m, 3], points of everything else that is not the ground.
+        previous: The grasp chosen in the previous control step; it is kept unless another is
+            better by 4 mm, so that equals do not flicker.
     """
     low, high = points_m[:, 2].min(), points_m[:, 2].max()
     height = max((low + high) / 2 - 0.002, high - _FINGER_REACH_M, low + _TIP_M)
     # Only what the pads can meet counts: a bottle is gripped at its neck.
     near = points_m[np.abs(points_m[:, 2] - height) < 3 * _PAD_HALF_HEIGHT_M][:, :2]
     near = points_m[:, :2] if len(near) < 8 else near
-    directions = np.stack([np.cos(_ANGLES_RAD), np.sin(_ANGLES_RAD)])
-    along = near @ directions
-    widths = along.max(axis=0) - along.min(axis=0)
-    turns = np.array([abs(angle_difference(angle, _HOME_ANGLE_RAD)) for angle in _ANGLES_RAD])
-    costs = widths + _TURN_COST_M_PER_RAD * turns
-    best = int(costs.argmin())
+
+    along = near @ _AXES  # [n, angles]
+    across = near @ _NORMALS
+    width = np.ptp(along, axis=0)
+    length = np.ptp(across, axis=0)
+    turn = np.abs(angle_difference(_ANGLES_RAD, HOME_ANGLE_RAD))
+    centre = (along.max(0) + along.min(0)) / 2 * _AXES + (across.max(0) + across.min(0)) / 2 * _NORMALS
+
+    # [angles, shifts]
+    shift = np.broadcast_to(_SHIFTS_M, (len(_ANGLES_RAD), len(_SHIFTS_M)))
+    cost = (width + _TURN_COST_M_PER_RAD * turn)[:, None] + _SHIFT_COST * np.abs(shift)
+    cost = cost + palm_cost(centre, height, shift, obstacles_m)
+    cost = np.where(width[:, None] > MAX_OPENING_M - 0.004, cost + 1.0, cost)
+    cost = np.where(np.abs(shift) > np.maximum(length / 2 - 0.012, 0.0)[:, None], np.inf, cost)
+    angle_index, shift_index = np.unravel_index(cost.argmin(), cost.shape)
     if previous is not None:
-        kept = int(
-            np.argmin([abs(angle_difference(a, previous.angle_rad)) for a in _ANGLES_RAD])
-        )
-        best = kept if costs[kept] < costs[best] + 0.004 else best
-    angle = _ANGLES_RAD[best]
-    axis = directions[:, best]
-    normal = np.array([-axis[1], axis[0]])
-    across = near @ normal
-    centre = (along[:, best].max() + along[:, best].min()) / 2 * axis
-    centre = centre + (across.max() + across.min()) / 2 * normal
+        kept_angle = int(np.abs(angle_difference(_ANGLES_RAD, previous.angle_rad)).argmin())
+        kept_shift = int(np.abs(_SHIFTS_M - previous.shift_m).argmin())
+        if cost[kept_angle, kept_shift] < cost[angle_index, shift_index] + 0.004:
+            angle_index, shift_index = kept_angle, kept_shift
+    chosen_shift = float(_SHIFTS_M[shift_index])
+    position = centre[:, angle_index] + chosen_shift * _NORMALS[:, angle_index]
     return Grasp(
-        position_m=np.array([*centre, height]),
-        angle_rad=float(angle),
-        width_m=float(widths[best]),
+        position_m=np.array([*position, height]),
+        angle_rad=float(_ANGLES_RAD[angle_index]),
+        width_m=float(width[angle_index]),
         depth_m=float(high - height + _TIP_M),
+        shift_m=chosen_shift,
     )
+
+
+def palm_cost(
+    centre_m: np.ndarray, height_m: float, shift_m: np.ndarray, obstacles_m: np.ndarray
+) -> np.ndarray:
+    """Cost of what would be in the way of the hand at a grasp.
+
+    Args:
+        centre_m: float64 [2, angles], grasp position for each candidate angle.
+        height_m: Height of the grip site.
+        shift_m: float64 [angles, shifts], displacement across the closing axis.
+        obstacles_m: float64 [m, 3].
+
+    Returns:
+        float64 [angles, shifts]: 0 where the palm is free, else 0.05 + depth of penetration.
+    """
+    tall = obstacles_m[obstacles_m[:, 2] > height_m + _PALM_ABOVE_GRIP_M, :2]
+    reach = np.hypot(_PALM_HALF_LENGTH_M, _PALM_HALF_WIDTH_M) + 0.04
+    tall = tall[np.linalg.norm(tall - centre_m.mean(axis=1), axis=1) < reach]
+    if not len(tall):
+        return np.zeros(shift_m.shape)
+    offset = tall[:, :, None] - centre_m  # [m, 2, angles]
+    along = _PALM_HALF_LENGTH_M - np.abs((offset * _AXES).sum(axis=1))  # [m, angles]
+    across = (offset * _NORMALS).sum(axis=1)
+    inside = _PALM_HALF_WIDTH_M - np.abs(across[:, :, None] - shift_m)  # [m, angles, shifts]
+    depth = np.minimum(along[:, :, None], inside).max(axis=0)
+    return np.where(depth > 0, 0.05 + depth, 0.0)

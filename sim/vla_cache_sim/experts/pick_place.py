@@ -111,7 +111,13 @@ class Expert:
         return self._move(goal, grasp.angle_rad, OPEN)
 
     def _plan_grasp(self) -> Grasp:
-        return across_narrowest(self.scene.points_m(self.scene.target), self._grasp)
+        points = self.scene.points_m(self.scene.target)
+        return across_narrowest(points, self._obstacles_m(), self._grasp)
+
+    def _obstacles_m(self) -> np.ndarray:
+        scene = self.scene
+        names = [name for name in scene.objects + scene.fixtures if name != scene.target]
+        return np.concatenate([scene.points_m(name) for name in names])
 
     # Carry: lift, over the destination, lower, open.
 
@@ -167,7 +173,7 @@ class Expert:
         length = float(np.hypot(*way))
         end = start + way * min(1.0, lookahead_m / max(length, 1e-6))
         top = -np.inf
-        for name in self.scene.objects:
+        for name in self.scene.objects + self.scene.fixtures:
             if name == self.scene.target:
                 continue
             points = self.scene.points_m(name)
