@@ -514,6 +514,9 @@ def record_demonstrations(
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+    for future in pending:  # not empty after an interrupt alone
+        if future.done() and not future.cancelled() and future.exception() is None:
+            _count(tallies, future.result())
     return RecordingResult(tallies, interrupted)
 
 

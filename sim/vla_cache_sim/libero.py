@@ -279,6 +279,12 @@ class LiberoEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         for _ in range(steps):
             self._simulate(NULL_ACTION)
 
+    def hold_arm(self) -> None:
+        """Make the arm's present pose the controller's goal, after joints were set directly."""
+        controller = self._domain.robots[0].controller
+        controller.update(force=True)
+        controller.reset_goal()
+
     def check_success(self) -> bool:
         """Evaluate LIBERO's goal predicate in the present state."""
         return bool(self._domain._check_success())

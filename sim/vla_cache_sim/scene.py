@@ -9,6 +9,7 @@ from typing import Any
 
 import mujoco
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 _VISUAL_GROUP = 1
 _COLLISION_GROUP = 0
@@ -41,6 +42,7 @@ class Scene:
         self._arm_qpos = np.asarray(robot._ref_joint_pos_indexes)
         self._gripper_qpos = np.asarray(robot._ref_gripper_joint_pos_indexes)
         self._gripper_qvel = np.asarray(robot._ref_gripper_joint_vel_indexes)
+        self._arm_dofs = np.asarray(robot._ref_joint_vel_indexes)
         self._grip_site = robot.eef_site_id
         body = domain.sim.model.body_name2id
         self._hand_body = body(robot.robot_model.eef_name)
@@ -96,6 +98,50 @@ class Scene:
         left, right = self.data.qvel[self._gripper_qvel]
         return float(left - right)
 
+    @property
+    def arm_qpos(self) -> np.ndarray:
+        """Joint positions of the arm, float64 [7], rad; assigning them moves nothing else."""
+        return self.data.qpos[self._arm_qpos].copy()
+
+    @arm_qpos.setter
+    def arm_qpos(self, qpos: np.ndarray) -> None:
+        self.data.qpos[self._arm_qpos] = qpos
+
+    @property
+    def home_arm_qpos(self) -> np.ndarray:
+        """Joint positions after LIBERO's own reset, float64 [7], rad."""
+        return np.asarray(self.domain.robots[0].init_qpos, dtype=float)
+
+    def solve_arm(self, position_m: np.ndarray, rotation: np.ndarray, steps: int = 60) -> None:
+        """Bring the grip site to a pose by damped least squares on the arm's joints.
+
+            dq = J^T (J J^T + lambda^2 I)^-1 e,  e = (x_goal - x, log(R_goal R^T))
+
+        Kinematics alone; the pose is approached as closely as the joint limits allow.
+        """
+        arm = self._arm_dofs
+        low, high = self.model.jnt_range[self.model.dof_jntid[arm]].T
+        jacobian = np.zeros((2, 3, self.model.nv))
+        for _ in range(steps):
+            mujoco.mj_kinematics(self.model, self.data)
+            mujoco.mj_comPos(self.model, self.data)
+            pose = self.gripper_pose()
+            turn = Rotation.from_matrix(rotation @ pose.rotation.T).as_rotvec()
+            error = np.concatenate([position_m - pose.position_m, turn])
+            if np.abs(error).max() < 1e-4:
+                break
+            mujoco.mj_jacSite(self.model, self.data, jacobian[0], jacobian[1], self._grip_site)
+            columns = jacobian.reshape(6, -1)[:, arm]
+            step = columns.T @ np.linalg.solve(columns @ columns.T + 1e-4 * np.eye(6), error)
+            self.arm_qpos = np.clip(self.arm_qpos + np.clip(step, -0.2, 0.2), low, high)
+
+    @cached_property
+    def robot_geoms(self) -> np.ndarray:
+        """Which geoms belong to the robot, bool [geoms]."""
+        mask = np.zeros(self.model.ngeom, dtype=bool)
+        mask[self._geoms_below(self.domain.sim.model.body_name2id('robot0_base'))] = True
+        return mask
+
     # The objects
 
     @cached_property
@@ -132,6 +178,24 @@ class Scene:
         if self.goal in self.domain.object_sites_dict:
             return str(self.domain.object_sites_dict[self.goal].parent_name)
         return self.goal
+
+    def free_joint_qpos(self, name: str) -> np.ndarray:
+        """View on a movable object's position and quaternion wxyz, float64 [7]."""
+        joint = self.model.body_jntadr[self.domain.obj_body_id[name]]
+        start = self.model.jnt_qposadr[joint]
+        return self.data.qpos[start : start + 7]
+
+    def geom_owners(self) -> list[str]:
+        """Name of the object or fixture that each geom belongs to, '' for all else."""
+        return self._geom_owners
+
+    @cached_property
+    def _geom_owners(self) -> list[str]:
+        owners = [''] * self.model.ngeom
+        for name in self.objects + self.fixtures:
+            for geom in self._geoms_below(self.domain.obj_body_id[name]):
+                owners[geom] = name
+        return owners
 
     def points_m(self, name: str) -> np.ndarray:
         """Points on an object's collision geometry, at most 3 cm apart, in the world, [n, 3]."""
