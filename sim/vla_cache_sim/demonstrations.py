@@ -596,9 +596,7 @@ class _Worker:
         if task not in self.envs:
             self.envs[task] = self.env_factory(*task, config.spec.image_size_px)
         env, make_expert = self.envs[task]
-        env.start(
-            seed=attempt.seed, options={'init_state': 'random', 'spread': config.spread}
-        )
+        env.start(seed=attempt.seed, options={'init_state': 'random', 'spread': config.spread})
         info = EpisodeInfo(
             env.instruction,
             suite=attempt.suite,

@@ -19,7 +19,13 @@ from vla_cache_ros.dataset import (
     merge_datasets,
 )
 from vla_cache_ros.dataset.episode import FIELD_OF_FEATURE
-from vla_cache_ros.dataset.layout import EPISODES_PATH, INFO_PATH, STATS_PATH, data_file, video_file
+from vla_cache_ros.dataset.layout import (
+    EPISODES_PATH,
+    INFO_PATH,
+    STATS_PATH,
+    data_file,
+    video_file,
+)
 
 MakeEpisode = Callable[..., Episode]
 

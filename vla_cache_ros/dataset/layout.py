@@ -86,7 +86,10 @@ class DatasetSpec:
 
     def features(self) -> dict[str, dict[str, Any]]:
         """The `features` of info.json."""
-        size, names = self.image_size_px, {'action': ACTION_NAMES, 'observation.state': STATE_NAMES}
+        size, names = (
+            self.image_size_px,
+            {'action': ACTION_NAMES, 'observation.state': STATE_NAMES},
+        )
         video_info = {
             'video.fps': float(self.fps),
             'video.height': size,

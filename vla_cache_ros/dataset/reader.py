@@ -115,9 +115,7 @@ class DemonstrationDataset:
         }
         arrays['policy_drives'] = arrays['policy_drives'].reshape(-1)
         images = {
-            camera: decode_video(
-                video_file(self.root, entry.episode_index, camera), entry.length
-            )
+            camera: decode_video(video_file(self.root, entry.episode_index, camera), entry.length)
             for camera in cameras
         }
         return Episode(images=images, **arrays, info=entry.info)
@@ -139,9 +137,7 @@ class DemonstrationDataset:
         return table
 
 
-def _array(
-    column: pa.ChunkedArray, shape: tuple[int, ...], dtype: np.dtype[Any]
-) -> NDArray[Any]:
+def _array(column: pa.ChunkedArray, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
     values: Any = column.combine_chunks()
     while pa.types.is_fixed_size_list(values.type) or pa.types.is_list(values.type):
         values = values.flatten()

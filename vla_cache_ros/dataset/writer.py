@@ -132,9 +132,7 @@ class DatasetWriter:
     def _task_index(self, instruction: str) -> int:
         tasks = read_tasks(self.root)
         if instruction not in tasks:
-            append_line(
-                self.root / TASKS_PATH, {'task_index': len(tasks), 'task': instruction}
-            )
+            append_line(self.root / TASKS_PATH, {'task_index': len(tasks), 'task': instruction})
             tasks.append(instruction)
         return tasks.index(instruction)
 
