@@ -1,0 +1,183 @@
+"""Settings of the reuse: what may be reused, how much of it, and when everything is recomputed.
+
+'Step' is a policy step (one model call) throughout. Token counts are given as a share of a
+camera's P patches, so that a preset fits every grid; the published counts are shares of 256.
+"""
+
+import math
+from dataclasses import dataclass
+
+from vla_cache_ros.core.errors import ConfigError, UnknownNameError
+
+PRESETS = ('safe', 'paper', 'paper_openvla', 'off')
+SCHEDULES = ('code', 'paper', 'fixed')
+ENTROPY_REFRESHES = ('step', 'keyframe')
+
+
+@dataclass(frozen=True)
+class ReuseConfig:
+    """All settings; derive variants with dataclasses.replace, which checks them again.
+
+    Attributes:
+        enabled: Whether anything may be reused.
+        prune_layers: Layers at which reused tokens stop running, ascending; with num_layers they
+            bound the layer groups. Published: 2, 6, 9, 11 of 32. 0 lets a reused token skip the
+            whole decoder.
+        similarity_threshold: Least cosine similarity of a static patch, [0, 1]. Published: 0.996.
+        difference_threshold: Greatest RMS difference of a static patch, share of full scale,
+            [0, 1]. Not in the paper; 1 switches the criterion off.
+        static_fraction: At most this share of a camera's patches, the most similar ones, is
+            considered static, [0, 1]. Published: 130 of 256 (OpenVLA), 150 of 256 (OpenVLA-OFT).
+        protected_fraction: This share of a camera's patches, the most task-relevant ones, is
+            always recomputed, [0, 1]. Published: 120 of 256 (OpenVLA), 100 of 256 (OpenVLA-OFT).
+        relevance_layer: Layer whose text-to-vision attention gives the relevance. Published: 15
+            of 32.
+        schedule: How many candidates are reused in each group: 'code' or 'paper' (entropy rules,
+            see core.schedule) or 'fixed'.
+        fixed_ratios: Share of the candidates reused from each prune layer on, (0, 1], one per
+            prune layer; used by schedule 'fixed' alone.
+        growth: Damping of the 'code' rule. Published: 0.55.
+        gain: k of the 'paper' rule. Its value is not published.
+        entropy_refresh: When the model reports attention entropies to an entropy rule: every
+            'step' (published) or at each 'keyframe' alone (they cost a pass over all attention).
+        age_limit_steps: A token's K/V is at most this many steps old; None: no limit (published).
+        keyframe_period_steps: Everything is recomputed at least this often; None: only at the
+            start of an episode (published).
+        camera_motion_fraction: Where more than this share of a camera's patches changed, the
+            camera moves and is recomputed whole, [0, 1]; 1: never (published).
+        auto_off: Whether the reuse switches itself off where it does not pay.
+        auto_off_window_steps: Steps of each kind over which the running medians are taken.
+        auto_off_min_steps: Steps of each kind to see before judging.
+        auto_off_margin: Reuse pays where the median cached step takes less than
+            (1 - margin) x the median dense step.
+        auto_off_probe_steps: Dense steps after which a reuse that was switched off is tried again.
+    """
+
+    enabled: bool = True
+    prune_layers: tuple[int, ...] = (0,)
+    similarity_threshold: float = 0.996
+    difference_threshold: float = 0.02
+    static_fraction: float = 1.0
+    protected_fraction: float = 0.1
+    relevance_layer: int = 0
+    schedule: str = 'fixed'
+    fixed_ratios: tuple[float, ...] = (1.0,)
+    growth: float = 0.55
+    gain: float = 1.0
+    entropy_refresh: str = 'keyframe'
+    age_limit_steps: int | None = 8
+    keyframe_period_steps: int | None = 16
+    camera_motion_fraction: float = 0.6
+    auto_off: bool = True
+    auto_off_window_steps: int = 64
+    auto_off_min_steps: int = 4
+    auto_off_margin: float = 0.0
+    auto_off_probe_steps: int = 200
+
+    def __post_init__(self) -> None:
+        """Check ranges and agreement.
+
+        Raises:
+            ConfigError: A value is out of its range or contradicts another one.
+        """
+        for name in (
+            'similarity_threshold',
+            'difference_threshold',
+            'static_fraction',
+            'protected_fraction',
+            'growth',
+            'camera_motion_fraction',
+            'auto_off_margin',
+        ):
+            self._require(name, 0 <= getattr(self, name) <= 1, 'in [0, 1]')
+        for name in ('auto_off_window_steps', 'auto_off_min_steps', 'auto_off_probe_steps'):
+            self._require(name, getattr(self, name) >= 1, 'at least 1')
+        for name in ('age_limit_steps', 'keyframe_period_steps'):
+            value = getattr(self, name)
+            self._require(name, value is None or value >= 1, 'at least 1, or None for no limit')
+        self._require('gain', math.isfinite(self.gain) and self.gain >= 0, 'finite and >= 0')
+        self._require('relevance_layer', self.relevance_layer >= 0, 'at least 0')
+        layers = self.prune_layers
+        self._require(
+            'prune_layers',
+            len(layers) > 0 and layers[0] >= 0 and sorted(set(layers)) == list(layers),
+            'at least one layer >= 0, strictly ascending',
+        )
+        if self.schedule not in SCHEDULES:
+            raise UnknownNameError('schedule', self.schedule, SCHEDULES)
+        if self.entropy_refresh not in ENTROPY_REFRESHES:
+            raise UnknownNameError('entropy refresh', self.entropy_refresh, ENTROPY_REFRESHES)
+        if self.schedule == 'fixed':
+            self._require(
+                'fixed_ratios',
+                len(self.fixed_ratios) == len(layers)
+                and all(0 < ratio <= 1 for ratio in self.fixed_ratios),
+                f'one ratio in (0, 1] for each of the {len(layers)} prune layers',
+            )
+        self._require(
+            'auto_off_window_steps',
+            self.auto_off_window_steps >= self.auto_off_min_steps,
+            f'at least auto_off_min_steps ({self.auto_off_min_steps})',
+        )
+
+    def _require(self, name: str, holds: bool, valid: str) -> None:
+        if not holds:
+            raise ConfigError(f'{name} is {getattr(self, name)!r}; valid: {valid}.')
+
+    @property
+    def uses_entropy(self) -> bool:
+        """Whether the schedule needs the model's attention entropies."""
+        return self.enabled and self.schedule != 'fixed'
+
+    @property
+    def uses_relevance(self) -> bool:
+        """Whether the selection needs the model's text-to-vision attention."""
+        return self.enabled and self.protected_fraction > 0
+
+
+def preset(name: str, num_layers: int = 32) -> ReuseConfig:
+    """A named configuration.
+
+    'safe': this project's own: skip the whole decoder, both change criteria, age limit, keyframes,
+        camera-motion guard, automatic off; the relevance layer lies at mid-depth.
+    'paper': the published selection for OpenVLA-OFT (per camera 150 static, 100 protected of 256),
+        its defects excepted; layers are scaled from its 32 to `num_layers`.
+    'paper_openvla': the same for OpenVLA (130 static, 120 protected of 256).
+    'off': nothing is reused.
+
+    Args:
+        name: One of PRESETS.
+        num_layers: L of the decoder.
+
+    Raises:
+        UnknownNameError: There is no such preset.
+    """
+    if name == 'safe':
+        return ReuseConfig(relevance_layer=num_layers // 2)
+    if name == 'paper':
+        return _published(num_layers, static=150, protected=100)
+    if name == 'paper_openvla':
+        return _published(num_layers, static=130, protected=120)
+    if name == 'off':
+        return ReuseConfig(enabled=False)
+    raise UnknownNameError('preset', name, PRESETS)
+
+
+def _published(num_layers: int, static: int, protected: int) -> ReuseConfig:
+    def scaled(layer: int) -> int:
+        return min(max(1, round(layer * num_layers / 32)), num_layers - 1)
+
+    return ReuseConfig(
+        prune_layers=tuple(sorted({scaled(layer) for layer in (2, 6, 9, 11)})),
+        difference_threshold=1.0,
+        static_fraction=static / 256,
+        protected_fraction=protected / 256,
+        relevance_layer=scaled(15),
+        schedule='code',
+        fixed_ratios=(),
+        entropy_refresh='step',
+        age_limit_steps=None,
+        keyframe_period_steps=None,
+        camera_motion_fraction=1.0,
+        auto_off=False,
+    )
