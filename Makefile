@@ -1,0 +1,127 @@
+# One command each: `make demo` and `make test` set everything up first. See `make help`.
+#
+# Set-up runs in layers. A layer that went in leaves a stamp named after the hash of its pinned
+# requirements: a second `make setup` does nothing, a changed file redoes its layer alone, and after
+# a broken download the same command goes on where it stopped. Nothing asks a question.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+# The build of torch. PyPI's for x86 Linux brings CUDA (gigabytes); a CPU machine is better off with
+#   make setup TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
+TORCH_VERSION := 2.13.0
+TORCH_INDEX_URL ?=
+PIP_VERSION := 26.3
+# Task of the demo, e.g. TASK=libero_object/0; empty: the demo's own choice.
+TASK ?=
+# More options for the demo and for pytest.
+ARGS ?=
+
+export PIP_NO_INPUT := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_DEFAULT_TIMEOUT ?= 60
+export PIP_RETRIES ?= 10
+export PIP_RESUME_RETRIES ?= 10
+export MUJOCO_GL ?= egl
+# The ROS wheels keep their ament index below the venv; a sourced ROS distribution has set its own.
+export AMENT_PREFIX_PATH ?= $(abspath $(VENV))
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --constraint requirements/constraints.txt
+STAMPS := $(VENV)/.stamps
+hash = $(shell cat $(1) | sha256sum | cut -c1-16)
+
+VENV_STAMP := $(STAMPS)/venv-pip-$(PIP_VERSION)
+TORCH_STAMP := $(STAMPS)/torch-$(TORCH_VERSION)-$(shell echo '$(TORCH_INDEX_URL)' | sha256sum | cut -c1-16)
+BASE_STAMP := $(STAMPS)/base-$(call hash,requirements/base.txt requirements/constraints.txt)
+ROS_STAMP := $(STAMPS)/ros-$(call hash,requirements/ros.txt requirements/constraints.txt)
+LIBERO_STAMP := $(STAMPS)/libero-$(call hash,requirements/libero.txt requirements/constraints.txt)
+DEMO_STAMP := $(STAMPS)/demo-$(call hash,requirements/demo.txt requirements/constraints.txt)
+DEV_STAMP := $(STAMPS)/dev-$(call hash,requirements/train.txt requirements/dev.txt requirements/constraints.txt)
+PACKAGE_STAMP := $(STAMPS)/package-$(call hash,setup.py vla_cache_ros/__init__.py)
+
+# A sourced ROS 2 distribution brings its own rclpy: then the wheels stay out.
+ifdef ROS_DISTRO
+LAYERS := $(TORCH_STAMP) $(BASE_STAMP) $(LIBERO_STAMP) $(DEMO_STAMP)
+else
+LAYERS := $(TORCH_STAMP) $(BASE_STAMP) $(ROS_STAMP) $(LIBERO_STAMP) $(DEMO_STAMP)
+endif
+
+.PHONY: help
+help: ## list the targets
+	@echo 'usage: make TARGET [TASK=suite/index] [PYTHON=python3.11] [TORCH_INDEX_URL=...]'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | column -t -s '|'
+
+.PHONY: setup
+setup: system $(LAYERS) $(PACKAGE_STAMP) ## install what the demo needs, into .venv
+	@echo 'Set up. `$(BIN)/vla-cache doctor` says what works here.'
+
+.PHONY: setup-dev
+setup-dev: setup $(DEV_STAMP) ## set up, then install what training and the tests need
+
+.PHONY: demo
+demo: setup ## the robot does its task over ROS 2, dense and cached; writes a report
+	ROS_AUTOMATIC_DISCOVERY_RANGE=$${ROS_AUTOMATIC_DISCOVERY_RANGE:-LOCALHOST} \
+	    $(BIN)/vla-cache demo $(if $(TASK),--task $(TASK)) $(ARGS)
+
+.PHONY: lint
+lint: setup-dev ## ruff, pyright and the layers' contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+.PHONY: test
+test: lint ## lint, then run every test
+	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: clean
+clean: ## remove build products and caches; keep .venv, data and runs
+	rm -rf build install log *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+.PHONY: system
+system:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+	    echo 'Python 3.10 or later is needed; $(PYTHON) is' \
+	        "$$($(PYTHON) --version 2>&1 || echo missing)." \
+	        'Name another one: make setup PYTHON=python3.11'; exit 1; }
+	@requirements/system.sh $(PYTHON)
+
+# Layers depend on one another in order only: redoing one does not redo the next.
+$(VENV_STAMP): | system
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet pip==$(PIP_VERSION)
+	@mkdir -p $(STAMPS) && touch $@
+
+$(TORCH_STAMP): | $(VENV_STAMP)
+	$(PIP) torch==$(TORCH_VERSION) $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL))
+	@touch $@
+
+$(BASE_STAMP): | $(TORCH_STAMP)
+	$(PIP) -r requirements/base.txt
+	@touch $@
+
+$(ROS_STAMP): | $(BASE_STAMP)
+	$(PIP) -r requirements/ros.txt
+	@touch $@
+
+$(LIBERO_STAMP): | $(BASE_STAMP)
+	$(PIP) -r requirements/libero.txt
+	@touch $@
+
+$(DEMO_STAMP): | $(BASE_STAMP) $(LIBERO_STAMP)
+	$(PIP) -r requirements/demo.txt
+	@touch $@
+
+$(DEV_STAMP): | $(LAYERS)
+	$(PIP) -r requirements/dev.txt
+	@touch $@
+
+$(PACKAGE_STAMP): | $(BASE_STAMP)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps -e .
+	@touch $@
