@@ -283,29 +283,25 @@ class _Frame:
     ) -> '_Frame':
         scene = view.env.scene
         rows = spec.relevance_rows
-        grids = [
-            sum(
-                np.asarray(mask, dtype=np.uint8) * bit
-                for mask, bit in zip(
-                    scene.relevance_masks(camera, rows, rows), RELEVANCE_BITS.values(), strict=True
-                )
-            )
-            for camera in spec.cameras
-        ]
+        relevance = np.zeros((len(spec.cameras), rows, rows), dtype=np.uint8)
+        for grid, camera in zip(relevance, spec.cameras, strict=True):
+            masks = scene.relevance_masks(camera, rows, rows)
+            for name, bit in RELEVANCE_BITS.items():
+                grid |= np.where(getattr(masks, name), bit, 0).astype(np.uint8)
         return cls(
             view.values(),
             action,
             policy_drives,
             scene.target_position_m(),
             scene.goal_position_m(),
-            np.stack(grids).astype(np.uint8),
+            relevance,
         )
 
 
 def _assemble(
     frames: list[_Frame], labels: Action, spec: DatasetSpec, info: EpisodeInfo, success: bool
 ) -> Episode:
-    """Stack the frames; give each the labels [T, 7] of its own and the next T - 1 control steps."""
+    """Stack the frames; each gets the labels [T, 7] of its own and the next control steps."""
     starts = np.arange(len(frames)) * spec.control_steps_per_frame
     steps = starts[:, None] + np.arange(spec.chunk_size)
     proprioception = ('ee_position_m', 'ee_quaternion_xyzw', 'gripper_position_m')
@@ -518,6 +514,14 @@ def record_demonstrations(
         if future.done() and not future.cancelled() and future.exception() is None:
             _count(tallies, future.result())
     return RecordingResult(tallies, interrupted)
+
+
+def count_stored(config: RecordingConfig) -> dict[tuple[str, int], int]:
+    """Episodes of each task that the folder holds already; none where there is no folder."""
+    if not config.output.exists():
+        return dict.fromkeys(config.tasks, 0)
+    tallies, _ = _resume(config)
+    return {task: tally.stored for task, tally in tallies.items()}
 
 
 def _resume(

@@ -20,7 +20,7 @@ from gymnasium import spaces
 from vla_cache_ros.core.errors import ConfigError, UnknownNameError
 from vla_cache_sim.libero_assets import LiberoTask, find_task, load_init_states, prepare_import
 from vla_cache_sim.random_start import randomize_start
-from vla_cache_sim.scene import Scene
+from vla_cache_sim.scene import CAMERAS, Scene
 from vla_cache_sim.suites import (
     CONTROL_FREQUENCY_HZ,
     EVALUATION_STATES,
@@ -31,9 +31,6 @@ from vla_cache_sim.suites import (
 )
 
 __all__ = ['CAMERAS', 'NULL_ACTION', 'SUITES', 'LiberoEnv', 'Suite', 'make_env']
-
-CAMERAS = {'agentview': 'agentview', 'wrist': 'robot0_eye_in_hand', 'front': 'frontview'}
-"""Our camera names -> the simulator's."""
 
 NULL_ACTION = np.array([0, 0, 0, 0, 0, 0, -1], dtype=np.float32)
 """No motion, gripper open."""

@@ -7,15 +7,36 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import cv2
 import mujoco
 import numpy as np
 from scipy.spatial.transform import Rotation
+
+from vla_cache_ros.core.errors import UnknownNameError
+
+CAMERAS = {'agentview': 'agentview', 'wrist': 'robot0_eye_in_hand', 'front': 'frontview'}
+"""Our camera names -> the simulator's."""
 
 _VISUAL_GROUP = 1
 _COLLISION_GROUP = 0
 _GROUNDS = ('main_table', 'floor', 'countertop', 'coffee_table', 'kitchen_table', 'study_table',
             'living_room_table')
+_RASTER = 4
+"""Raster points per patch and axis when a mask is filled."""
+_NEAR_M = 0.01
 _POINT_SPACING_M = 0.03
+
+
+@dataclass(frozen=True)
+class RelevanceMasks:
+    """Which patches of a camera's grid show what; each bool [rows, cols], occlusion ignored."""
+
+    target: np.ndarray
+    """The object to be moved."""
+    goal: np.ndarray
+    """The object or furniture that it is to go to."""
+    gripper: np.ndarray
+    """The hand and the fingers."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +59,8 @@ class Scene:
             domain: LIBERO's environment object, after its construction.
         """
         self.domain = domain
+        self._corners: dict[int, np.ndarray] = {}
+        self._below: dict[int, np.ndarray] = {}
         robot = domain.robots[0]
         self._arm_qpos = np.asarray(robot._ref_joint_pos_indexes)
         self._gripper_qpos = np.asarray(robot._ref_gripper_joint_pos_indexes)
@@ -48,7 +71,6 @@ class Scene:
         self._hand_body = body(robot.robot_model.eef_name)
         self._finger_bodies = body('gripper0_leftfinger'), body('gripper0_rightfinger')
         self._finger_geoms = tuple(self._geoms_below(finger) for finger in self._finger_bodies)
-        self._points: dict[str, list[tuple[int, np.ndarray]]] = {}
         # The goals of the pick-and-place suites are one predicate: (in|on, object, place).
         goal = domain.parsed_problem['goal_state'][0]
         self.target = str(goal[1])
@@ -199,16 +221,12 @@ class Scene:
 
     def points_m(self, name: str) -> np.ndarray:
         """Points on an object's collision geometry, at most 3 cm apart, in the world, [n, 3]."""
-        if name not in self._points:
-            self._points[name] = [
-                (geom, self._geom_corners(geom))
-                for geom in self._geoms_below(self.domain.obj_body_id[name])
-                if self.model.geom_group[geom] == _COLLISION_GROUP
-            ]
+        geoms = self._geoms_below(self.domain.obj_body_id[name])
         return np.concatenate(
             [
-                corners @ self.data.geom_xmat[geom].reshape(3, 3).T + self.data.geom_xpos[geom]
-                for geom, corners in self._points[name]
+                self._corners_of(geom) @ self.data.geom_xmat[geom].reshape(3, 3).T
+                + self.data.geom_xpos[geom]
+                for geom in geoms[self.model.geom_group[geoms] == _COLLISION_GROUP]
             ]
         )
 
@@ -221,15 +239,94 @@ class Scene:
         left, right = (bool(np.isin(others, finger).any()) for finger in self._finger_geoms)
         return left, right
 
+    # Masks: which image patches show what
+
+    def target_mask(self, camera: str, grid: tuple[int, int]) -> np.ndarray:
+        """Patches of `grid` = (rows, cols) that show the object to be moved, bool [rows, cols]."""
+        return self._mask(self._visual_geoms(self.domain.obj_body_id[self.target]), camera, grid)
+
+    def goal_mask(self, camera: str, grid: tuple[int, int]) -> np.ndarray:
+        """Patches of `grid` = (rows, cols) that show the destination, bool [rows, cols]."""
+        body = self.domain.obj_body_id[self.goal_object]
+        return self._mask(self._visual_geoms(body), camera, grid)
+
+    def gripper_mask(self, camera: str, grid: tuple[int, int]) -> np.ndarray:
+        """Patches of `grid` = (rows, cols) that show the hand or a finger, bool [rows, cols]."""
+        return self._mask(self._visual_geoms(self._hand_body), camera, grid)
+
+    def relevance_masks(self, camera: str, rows: int, cols: int) -> RelevanceMasks:
+        """All three masks of a camera of `LiberoEnv`, for its upright square image.
+
+        Raises:
+            UnknownNameError: There is no such camera.
+        """
+        grid = rows, cols
+        return RelevanceMasks(
+            target=self.target_mask(camera, grid),
+            goal=self.goal_mask(camera, grid),
+            gripper=self.gripper_mask(camera, grid),
+        )
+
+    def project(self, camera: str, points_m: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Project world points into a camera's upright image.
+
+            u = 1/2 + f x / d,  v = 1/2 - f y / d,  f = 1 / (2 tan(fovy / 2)),  d = -z
+
+        with (x, y, z) in the camera's frame, which looks along -z with y upwards.
+
+        Args:
+            camera: A key of `CAMERAS`.
+            points_m: float64 [n, 3].
+
+        Returns:
+            Image coordinates, float64 [n, 2], as (column, row) in shares of the image's side
+            (0 to 1 inside), and the depths d, float64 [n], positive in front of the camera.
+        """
+        if camera not in CAMERAS:
+            raise UnknownNameError('camera', camera, CAMERAS)
+        index = self.domain.sim.model.camera_name2id(CAMERAS[camera])
+        rotation = self.data.cam_xmat[index].reshape(3, 3)
+        x, y, z = ((points_m - self.data.cam_xpos[index]) @ rotation).T
+        focal = 0.5 / np.tan(np.deg2rad(self.model.cam_fovy[index]) / 2)
+        depth = np.maximum(-z, 1e-6)
+        return np.stack([0.5 + focal * x / depth, 0.5 - focal * y / depth], axis=1), -z
+
+    def _mask(self, geoms: np.ndarray, camera: str, grid: tuple[int, int]) -> np.ndarray:
+        """Fill the convex outline of every geom on a raster finer than the grid."""
+        rows, cols = grid
+        raster = np.zeros((rows * _RASTER, cols * _RASTER), dtype=np.uint8)
+        scale = np.array([cols, rows]) * _RASTER
+        for geom in geoms:
+            corners = self._corners_of(geom)
+            points = corners @ self.data.geom_xmat[geom].reshape(3, 3).T + self.data.geom_xpos[geom]
+            image, depth = self.project(camera, points)
+            image = np.clip(image[depth > _NEAR_M], -2.0, 3.0) * scale - 0.5
+            if len(image):
+                outline = cv2.convexHull(np.round(image).astype(np.int32))
+                cv2.fillConvexPoly(raster, outline, 1)
+        return raster.reshape(rows, _RASTER, cols, _RASTER).any(axis=(1, 3))
+
+    def _visual_geoms(self, body: int) -> np.ndarray:
+        geoms = self._geoms_below(body)
+        visible = self.model.geom_group[geoms] == _VISUAL_GROUP
+        return geoms[visible]
+
+    def _corners_of(self, geom: int) -> np.ndarray:
+        if geom not in self._corners:
+            self._corners[geom] = self._geom_corners(geom)
+        return self._corners[geom]
+
     # Geometry
 
     def _geoms_below(self, body: int) -> np.ndarray:
         """Indices of the geoms of a body and of all its descendants."""
-        inside = np.zeros(self.model.nbody, dtype=bool)
-        inside[body] = True
-        for child in range(body + 1, self.model.nbody):
-            inside[child] = inside[self.model.body_parentid[child]]
-        return np.flatnonzero(inside[self.model.geom_bodyid])
+        if body not in self._below:
+            inside = np.zeros(self.model.nbody, dtype=bool)
+            inside[body] = True
+            for child in range(body + 1, self.model.nbody):
+                inside[child] = inside[self.model.body_parentid[child]]
+            self._below[body] = np.flatnonzero(inside[self.model.geom_bodyid])
+        return self._below[body]
 
     def _geom_corners(self, geom: int) -> np.ndarray:
         """Corners of a geom in its own frame, float64 [n, 3]."""
