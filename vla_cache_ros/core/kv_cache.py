@@ -53,6 +53,11 @@ class KVCache:
         """Memory of K and V together, bytes."""
         return self.k.nbytes + self.v.nbytes
 
+    @property
+    def num_tokens(self) -> int:
+        """N, slots."""
+        return self.k.shape[3]
+
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """One layer's K and V over all slots.
 
