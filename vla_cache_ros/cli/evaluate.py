@@ -56,7 +56,7 @@ class SmallVlaFactory:
 
     def __call__(self, cache: str) -> Policy:
         """Build the policy with a reuse preset."""
-        from vla_cache_models.small_vla import load_policy
+        from vla_cache_models.policy import load_policy
 
         return load_policy(self.checkpoint, cache=cache)
 

@@ -1,0 +1,156 @@
+"""What a policy saw and did, step by step: for the report's pictures and for replays."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_cache_ros.core.errors import ConfigError
+from vla_cache_ros.core.layout import TokenLayout
+from vla_cache_ros.core.protocols import Policy
+from vla_cache_ros.core.types import ActionChunk, Observation, Proprioception
+
+FORMAT = 'vla_cache_ros frames 1'
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One policy step: what it saw and what came of it."""
+
+    observation: Observation
+    chunk: ActionChunk
+
+
+class RecordingPolicy:
+    """A policy that keeps every observation and chunk of the present episode.
+
+    Attributes:
+        frames: The steps since the last reset.
+    """
+
+    def __init__(self, policy: Policy, on_frame: Callable[[Frame], None] | None = None) -> None:
+        """Wrap a policy.
+
+        Args:
+            policy: Does the work.
+            on_frame: Called after each step, in the policy's own thread.
+        """
+        self.policy = policy
+        self.frames: list[Frame] = []
+        self._on_frame = on_frame
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is the wrapped policy's."""
+        return getattr(self.policy, name)
+
+    @property
+    def chunk_size(self) -> int:
+        """T, actions per chunk."""
+        return self.policy.chunk_size
+
+    @property
+    def camera_names(self) -> tuple[str, ...]:
+        """The cameras that an observation must hold."""
+        return self.policy.camera_names
+
+    @property
+    def image_size_px(self) -> int:
+        """Side of the square image that the model sees."""
+        return self.policy.image_size_px
+
+    @property
+    def layout(self) -> TokenLayout:
+        """The model's token layout."""
+        return self.policy.layout
+
+    def reset(self, reason: str = 'reset') -> None:
+        """Forget the episode and its frames."""
+        self.policy.reset(reason)
+        self.frames = []
+
+    def act(self, observation: Observation) -> ActionChunk:
+        """Compute a chunk and keep both."""
+        chunk = self.policy.act(observation)
+        images = {name: np.array(image) for name, image in observation.images.items()}
+        frame = Frame(dataclasses.replace(observation, images=images), chunk)
+        self.frames.append(frame)
+        if self._on_frame is not None:
+            self._on_frame(frame)
+        return chunk
+
+
+def save_observations(path: Path, observations: Sequence[Observation], about: str = '') -> None:
+    """Write observations without loss: a video codec's noise would pass for motion.
+
+    Args:
+        path: An .npz file.
+        observations: Of one episode, in order.
+        about: Where they come from, in words.
+    """
+    if not observations:
+        raise ConfigError('there are no observations to save.')
+    cameras = list(observations[0].images)
+    head = {
+        'format': FORMAT,
+        'about': about,
+        'cameras': cameras,
+        'instruction': observations[0].instruction,
+    }
+    arrays: dict[str, NDArray[Any]] = {
+        'head': np.array(json.dumps(head)),
+        'proprioception': np.stack([_pack(item.proprioception) for item in observations]),
+        'stamp_ns': np.array([item.stamp_ns for item in observations], dtype=np.int64),
+        **{
+            f'image_{camera}': np.stack([item.images[camera] for item in observations])
+            for camera in cameras
+        },
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix('.partial.npz')
+    np.savez_compressed(partial, **arrays)  # type: ignore[arg-type]  # numpy's stub wants bools
+    partial.replace(path)
+
+
+def load_observations(path: Path) -> tuple[list[Observation], str]:
+    """Read what `save_observations` wrote.
+
+    Returns:
+        The observations and where they come from.
+
+    Raises:
+        ConfigError: The file is missing, damaged or another kind of file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            head = json.loads(str(arrays['head']))
+            if head.get('format') != FORMAT:
+                raise ConfigError(f'{path} is not in the format {FORMAT!r}.')
+            images = {camera: arrays[f'image_{camera}'] for camera in head['cameras']}
+            proprioception, stamps = arrays['proprioception'], arrays['stamp_ns']
+    except FileNotFoundError:
+        raise ConfigError(
+            f'{path} does not exist; record frames with `vla-cache bench`.'
+        ) from None
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f'{path} holds no recorded frames ({error}).') from error
+    observations = [
+        Observation(
+            {camera: stack[index] for camera, stack in images.items()},
+            Proprioception(row[:3], row[3:7], row[7:9]),
+            head['instruction'],
+            int(stamp),
+        )
+        for index, (row, stamp) in enumerate(zip(proprioception, stamps, strict=True))
+    ]
+    return observations, head['about']
+
+
+def _pack(state: Proprioception) -> NDArray[np.float32]:
+    return np.concatenate(
+        [state.ee_position_m, state.ee_quaternion_xyzw, state.gripper_position_m]
+    )

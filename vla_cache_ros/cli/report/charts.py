@@ -1,0 +1,203 @@
+"""The report's charts, each in a light and a dark version; PNG through matplotlib's Agg."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vla_cache_ros.cli.report.overlay import patch_grids, reused_by_group
+from vla_cache_ros.cli.report.palette import (
+    ARM_COLOURS,
+    DARK,
+    LIGHT,
+    STAGE_COLOURS,
+    STATUS_COLOURS,
+    STATUS_LABELS,
+    Theme,
+)
+from vla_cache_ros.core.layout import TokenLayout
+from vla_cache_ros.core.types import StepReport
+
+DPI = 130
+
+
+def themed_path(path: Path, theme: Theme) -> Path:
+    """Where a chart's version for a theme lies: 'latency.png' and 'latency-dark.png'."""
+    return path if theme is LIGHT else path.with_stem(f'{path.stem}-{theme.name}')
+
+
+def draw_latency(
+    path: Path,
+    stage_ms: Mapping[str, Mapping[str, float]],
+    step_ms: Mapping[str, Sequence[float]],
+) -> None:
+    """Draw the stages of a policy step, stacked per arm, and the spread of the whole step.
+
+    Args:
+        path: Of the light version.
+        stage_ms: Arm -> stage -> median, milliseconds.
+        step_ms: Arm -> one total per policy step, milliseconds.
+    """
+    arms = list(stage_ms)
+    stages = list(dict.fromkeys(stage for arm in arms for stage in stage_ms[arm]))
+    for theme in (LIGHT, DARK):
+        with _figure(themed_path(path, theme), theme, (7.2, 3.9), rows=2, heights=(2, 1.15)) as (
+            _,
+            (bars, spread),
+        ):
+            left = dict.fromkeys(arms, 0.0)
+            for stage in stages:
+                values = [stage_ms[arm].get(stage, 0.0) for arm in arms]
+                bars.barh(
+                    arms,
+                    values,
+                    left=list(left.values()),
+                    height=0.6,
+                    label=stage,
+                    color=STAGE_COLOURS.get(stage, theme.muted),
+                    edgecolor=theme.background,
+                )
+                for arm, value in zip(arms, values, strict=True):
+                    left[arm] += value
+            widest = max(left.values())
+            for arm in arms:
+                bars.annotate(
+                    f'{left[arm]:.1f} ms',
+                    (left[arm] + widest * 0.01, arm),
+                    va='center',
+                    color=theme.ink,
+                    fontsize=9,
+                )
+            bars.set_xlim(0, widest * 1.14)
+            bars.invert_yaxis()
+            bars.set_xlabel('sum of the stage medians, ms')
+            bars.legend(
+                ncols=len(stages),
+                loc='lower left',
+                bbox_to_anchor=(0, 1.0),
+                frameon=False,
+                fontsize=8,
+                handlelength=1.0,
+                columnspacing=1.0,
+                labelcolor=theme.ink,
+            )
+            for arm in arms:
+                times = np.sort(np.asarray(step_ms[arm], dtype=np.float64))
+                share = 100.0 * np.arange(1, times.size + 1) / times.size
+                spread.plot(times, share, color=ARM_COLOURS.get(arm, theme.ink), label=arm)
+            spread.set_xlim(0, max(max(step_ms[arm]) for arm in arms) * 1.05)
+            spread.set_ylim(0, 101)
+            spread.set_ylabel('% of steps')
+            spread.set_xlabel('a policy step takes at most, ms')
+            spread.legend(frameon=False, fontsize=8, labelcolor=theme.ink, loc='upper left')
+
+
+def draw_reuse(path: Path, reports: Sequence[StepReport], layout: TokenLayout) -> None:
+    """Draw one cached episode: why patches were recomputed, and what each layer group reused.
+
+    Args:
+        path: Of the light version.
+        reports: The episode's steps, in order.
+        layout: The policy's token layout.
+    """
+    steps = np.arange(len(reports))
+    grids = [patch_grids(report.plan, layout) for report in reports]
+    groups = reports[0].plan.groups
+    reused = 100.0 * np.array([reused_by_group(report.plan, layout) for report in reports]).T
+    cameras = [camera.name for camera in layout]
+    for theme in (LIGHT, DARK):
+        heights = (*[1.3] * len(cameras), 0.35 + 0.22 * len(groups))
+        rows = len(cameras) + 1
+        with _figure(
+            themed_path(path, theme), theme, (7.2, 1.1 + 1.55 * rows), rows=rows, heights=heights
+        ) as (figure, axes):
+            for axis, camera in zip(axes, cameras, strict=False):
+                status = np.stack([grid[camera][0].ravel() for grid in grids])
+                shares = [100.0 * (status == kind).mean(axis=1) for kind in STATUS_COLOURS]
+                axis.stackplot(
+                    steps,
+                    shares,
+                    colors=list(STATUS_COLOURS.values()),
+                    step='mid',
+                    linewidth=0,
+                    labels=[label.split(' (')[0] for label in STATUS_LABELS.values()],
+                )
+                axis.set_ylim(0, 100)
+                axis.set_xlim(0, max(1, len(reports) - 1))
+                axis.set_ylabel(f'{camera}\n% of patches')
+            axes[0].legend(
+                ncols=3,
+                loc='lower left',
+                bbox_to_anchor=(0, 1.0),
+                frameon=False,
+                fontsize=8,
+                handlelength=1.0,
+                labelcolor=theme.ink,
+            )
+            axis = axes[-1]
+            image = axis.imshow(
+                reused,
+                aspect='auto',
+                cmap='Blues' if theme is LIGHT else 'Blues_r',
+                vmin=0,
+                vmax=100,
+                interpolation='nearest',
+                extent=(0, max(1, len(reports) - 1), len(groups) - 0.5, -0.5),
+            )
+            axis.set_yticks(range(len(groups)), [_group_name(g.start, g.stop) for g in groups])
+            axis.set_xlabel('policy step')
+            axis.grid(visible=False)
+            bar = figure.colorbar(image, ax=list(axes), fraction=0.025, pad=0.02, shrink=0.6)
+            bar.set_label('vision tokens reused, %', color=theme.ink, fontsize=8)
+            bar.ax.tick_params(colors=theme.muted, labelsize=8)
+            bar.outline.set_visible(False)
+
+
+def draw_steps(path: Path, step_ms: Mapping[str, Sequence[float]]) -> None:
+    """Draw the time of each policy step of one episode, an arm per line."""
+    for theme in (LIGHT, DARK):
+        with _figure(themed_path(path, theme), theme, (7.2, 2.4)) as (_, (axis,)):
+            for arm, times in step_ms.items():
+                axis.plot(times, color=ARM_COLOURS.get(arm, theme.ink), label=arm, linewidth=1.3)
+            axis.set_ylim(bottom=0)
+            axis.set_xlabel('policy step')
+            axis.set_ylabel('ms')
+            axis.legend(frameon=False, fontsize=8, labelcolor=theme.ink, loc='lower right')
+
+
+def _group_name(start: int, stop: int) -> str:
+    return f'layer {start}' if stop == start + 1 else f'layers {start}-{stop - 1}'
+
+
+@contextlib.contextmanager
+def _figure(
+    path: Path,
+    theme: Theme,
+    size_in: tuple[float, float],
+    rows: int = 1,
+    heights: Sequence[float] = (1,),
+) -> Iterator[tuple[Any, Any]]:
+    """Give a themed figure and its axes, and write it at the end.
+
+    The figure is made without pyplot: that keeps global state, and a window system, out of it.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size_in, dpi=DPI, facecolor=theme.background, layout='constrained')
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axis in axes:
+        axis.set_facecolor(theme.background)
+        axis.tick_params(colors=theme.muted, labelsize=8)
+        axis.xaxis.label.set(color=theme.ink, size=8)
+        axis.yaxis.label.set(color=theme.ink, size=8)
+        axis.grid(axis='both', color=theme.grid, linewidth=0.6)
+        axis.set_axisbelow(True)
+        for side, spine in axis.spines.items():
+            spine.set_visible(side in ('left', 'bottom'))
+            spine.set_color(theme.grid)
+    yield figure, axes
+    figure.savefig(path, facecolor=theme.background)

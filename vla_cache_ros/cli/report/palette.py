@@ -1,0 +1,53 @@
+"""One colour per meaning, the same in the video, the charts and the page (Okabe and Ito's set)."""
+
+from dataclasses import dataclass
+
+from vla_cache_ros.core.plan import PatchStatus
+
+STATUS_COLOURS: dict[PatchStatus, str] = {
+    PatchStatus.REUSED: '#0072b2',
+    PatchStatus.CHANGED: '#d55e00',
+    PatchStatus.PROTECTED: '#cc79a7',
+    PatchStatus.EXPIRED: '#f0e442',
+    PatchStatus.REFRESHED: '#999999',
+}
+
+STATUS_LABELS: dict[PatchStatus, str] = {
+    PatchStatus.REUSED: 'reused (stronger = older)',
+    PatchStatus.CHANGED: 'recomputed: changed',
+    PatchStatus.PROTECTED: 'recomputed: task-relevant',
+    PatchStatus.EXPIRED: 'recomputed: too old',
+    PatchStatus.REFRESHED: 'recomputed: keyframe or schedule',
+}
+
+ARM_COLOURS = {'dense': '#e69f00', 'cached': '#0072b2'}
+
+STAGE_COLOURS: dict[str, str] = {
+    'preprocess': '#56b4e9',
+    'diff': '#d55e00',
+    'selection': '#cc79a7',
+    'vision': '#009e73',
+    'decoder': '#0072b2',
+    'head': '#e69f00',
+    'graph': '#999999',
+}
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Background and ink of a chart."""
+
+    name: str
+    background: str
+    ink: str
+    muted: str
+    grid: str
+
+
+LIGHT = Theme('light', '#ffffff', '#1b1f24', '#57606a', '#e3e6ea')
+DARK = Theme('dark', '#14171a', '#e6e8ea', '#9aa4ae', '#2b3036')
+
+
+def rgb(colour: str) -> tuple[int, int, int]:
+    """Turn '#rrggbb' into three bytes."""
+    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
