@@ -56,7 +56,7 @@ def attention_entropy(
         chunk = slice(start, start + chunk_rows)
         mask = None if visible is None else visible[chunk]
         p = attention_rows(q[:, :, chunk], k, mask, scale).mean(dim=1)
-        total += torch.special.entr(p).sum()
+        total -= torch.xlogy(p, p).sum()
     return total / (batch * rows)
 
 
