@@ -24,12 +24,12 @@ class StageClock:
         self._ms: dict[str, float] = {}
 
     @property
-    def ms(self) -> dict[str, float]:
+    def stage_ms(self) -> dict[str, float]:
         """Stage name -> milliseconds, in the order of first execution."""
         return dict(self._ms)
 
     @contextmanager
-    def stage(self, name: str) -> Generator[None, None, None]:
+    def __call__(self, name: str) -> Generator[None, None, None]:
         """Time the block under `name`, also where it raises; a repeated name adds up."""
         started = self._clock()
         try:
