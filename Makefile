@@ -123,5 +123,5 @@ $(DEV_STAMP): | $(LAYERS)
 	@touch $@
 
 $(PACKAGE_STAMP): | $(BASE_STAMP)
-	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps -e .
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps -e .
 	@touch $@

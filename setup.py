@@ -79,6 +79,7 @@ setup(
         (f'share/{NAME}', ['package.xml']),
         (f'share/{NAME}/config', files('config/*')),
         (f'share/{NAME}/launch', files('launch/*')),
+        (f'share/{NAME}/requirements', files('requirements/*.txt')),
         (f'share/{NAME}/weights', files('models/weights/*')),
     ],
     zip_safe=False,

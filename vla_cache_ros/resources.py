@@ -1,4 +1,4 @@
-"""Find the package's own files: configurations, launch files, weights.
+"""Find the package's own files: configurations, launch files, weights, pinned requirements.
 
 An installed package keeps them in share/vla_cache_ros, found through the ament index as ROS 2
 prescribes (or below the Python prefix, after a plain pip install). An editable install has no
@@ -16,7 +16,12 @@ PACKAGE = 'vla_cache_ros'
 MARKER = Path('share', 'ament_index', 'resource_index', 'packages', PACKAGE)
 SOURCE_ROOT = Path(__file__).resolve().parents[1]
 # Kind -> folder in the source tree; in a share folder it is called after its kind.
-SOURCE_FOLDERS = {'config': 'config', 'launch': 'launch', 'weights': 'models/weights'}
+SOURCE_FOLDERS = {
+    'config': 'config',
+    'launch': 'launch',
+    'requirements': 'requirements',
+    'weights': 'models/weights',
+}
 
 
 def share_folder() -> Path | None:
@@ -36,7 +41,7 @@ def resource_folder(kind: str) -> Path:
     """Return the folder that holds the files of one kind.
 
     Args:
-        kind: 'config', 'launch' or 'weights'.
+        kind: 'config', 'launch', 'requirements' or 'weights'.
 
     Raises:
         UnknownNameError: There is no such kind.
@@ -58,7 +63,7 @@ def find_resource(kind: str, name: str) -> Path:
     """Return the path of one of the package's files.
 
     Args:
-        kind: 'config', 'launch' or 'weights'.
+        kind: 'config', 'launch', 'requirements' or 'weights'.
         name: The file's name inside its folder.
 
     Raises:
@@ -71,6 +76,18 @@ def find_resource(kind: str, name: str) -> Path:
         present = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
         raise UnknownNameError(f'{kind} file', name, present, f'Looked in {folder}.')
     return path
+
+
+def install_command(layer: str) -> str:
+    """Return the command that installs one layer of requirements into the running Python.
+
+    Args:
+        layer: A file of the requirements folder without its ending, e.g. 'libero'.
+
+    Raises:
+        UnknownNameError: There is no such layer.
+    """
+    return f'{sys.executable} -m pip install -r {find_resource("requirements", f"{layer}.txt")}'
 
 
 def _candidates(kind: str) -> Iterator[Path]:

@@ -19,9 +19,10 @@ from pathlib import Path
 
 from vla_cache_ros import __version__
 from vla_cache_ros.core.errors import VlaCacheError
-from vla_cache_ros.resources import resource_folder
+from vla_cache_ros.resources import install_command, resource_folder
 
 PROBE_TIMEOUT_S = 60.0
+TORCH_COMMAND = f'{sys.executable} -m pip install torch==2.13.0'
 MINIMUM_PYTHON = (3, 10)
 
 # CPU flag (as in /proc/cpuinfo) -> what it brings to this project's arithmetic.
@@ -144,7 +145,7 @@ def check_cpu(cpuinfo: Path = Path('/proc/cpuinfo')) -> Finding:
 def check_torch() -> Finding:
     """PyTorch, which runs the policy."""
     if importlib.util.find_spec('torch') is None:
-        return Finding('PyTorch', False, 'not installed', ('demo', 'train'), 'make setup')
+        return Finding('PyTorch', False, 'not installed', ('demo', 'train'), TORCH_COMMAND)
     import torch
 
     return Finding(
@@ -174,7 +175,7 @@ def check_ros() -> Finding:
             found=False,
             detail='rclpy is not installed and no ROS distribution is sourced',
             needed_by=('demo',),
-            get_command='pip install -r requirements/ros.txt (or: source /opt/ros/*/setup.bash)',
+            get_command=f'{install_command("ros")}  (or source a ROS 2 distribution)',
         )
     middleware, failure = _run_probe(ROS_PROBE)
     return Finding(
@@ -182,7 +183,7 @@ def check_ros() -> Finding:
         found=not failure,
         detail=failure or f'{_ros_origin()}, middleware {middleware}',
         needed_by=('demo',),
-        get_command='pip install --force-reinstall -r requirements/ros.txt' if failure else '',
+        get_command=f'{install_command("ros")} --force-reinstall' if failure else '',
     )
 
 
@@ -195,7 +196,7 @@ def check_rendering() -> Finding:
             found=False,
             detail='cannot be tried without MuJoCo',
             needed_by=('demo', 'demos'),
-            get_command='pip install -r requirements/libero.txt',
+            get_command=install_command('libero'),
         )
     device, failure = _run_probe(RENDER_PROBE, MUJOCO_GL=renderer)
     return Finding(
@@ -210,7 +211,7 @@ def check_rendering() -> Finding:
 def check_libero() -> Finding:
     """LIBERO with the files of every task."""
     needed_by = ('demo', 'demos')
-    get_command = 'pip install -r requirements/libero.txt'
+    get_command = install_command('libero')
     if importlib.util.find_spec('gymnasium') is None:
         return Finding('LIBERO', False, 'gymnasium is not installed', needed_by, get_command)
     from vla_cache_sim.libero_assets import find_task, load_init_states
@@ -268,14 +269,14 @@ def describe_weights(path: Path) -> str:
 def check_report() -> Finding:
     """The packages that draw the demo's report."""
     return _check_modules(
-        'Report', ('av', 'matplotlib', 'jinja2'), ('demo',), 'pip install -r requirements/demo.txt'
+        'Report', ('av', 'matplotlib', 'jinja2'), ('demo',), install_command('demo')
     )
 
 
 def check_dataset() -> Finding:
     """The packages that read and write demonstrations."""
     return _check_modules(
-        'Dataset', ('av', 'pyarrow'), ('demos', 'train'), 'pip install -r requirements/train.txt'
+        'Dataset', ('av', 'pyarrow'), ('demos', 'train'), install_command('train')
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from vla_cache_ros import __version__
 from vla_cache_ros.core.errors import UnknownNameError, VlaCacheError
+from vla_cache_ros.resources import install_command
 
 USAGE_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -76,17 +77,17 @@ COMMANDS: tuple[Command, ...] = (
     ),
 )
 
-# Optional packages a command may need, and what installs them.
-INSTALL_COMMANDS = {
-    'av': "pip install 'vla_cache_ros[report]'",
-    'gymnasium': "pip install 'vla_cache_ros[libero]'",
-    'jinja2': "pip install 'vla_cache_ros[report]'",
-    'libero': "pip install 'vla_cache_ros[libero]'",
-    'matplotlib': "pip install 'vla_cache_ros[report]'",
-    'mujoco': "pip install 'vla_cache_ros[libero]'",
-    'pyarrow': "pip install 'vla_cache_ros[dataset]'",
-    'rclpy': "pip install 'vla_cache_ros[ros]', or source a ROS 2 distribution",
-    'robosuite': "pip install 'vla_cache_ros[libero]'",
+# Optional package a command may need -> the layer of requirements that brings it.
+OPTIONAL_PACKAGES = {
+    'av': 'demo',
+    'gymnasium': 'libero',
+    'jinja2': 'demo',
+    'libero': 'libero',
+    'matplotlib': 'demo',
+    'mujoco': 'libero',
+    'pyarrow': 'train',
+    'rclpy': 'ros',
+    'robosuite': 'libero',
 }
 
 
@@ -108,11 +109,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), debug)
     except ModuleNotFoundError as error:
         package = (error.name or '').partition('.')[0]
-        if package not in INSTALL_COMMANDS:
+        if package not in OPTIONAL_PACKAGES:
             raise
         return _fail(
             f'this command needs the Python package {package}, which is not installed; '
-            f'get it with: {INSTALL_COMMANDS[package]}',
+            f'get it with: {install_command(OPTIONAL_PACKAGES[package])}',
             debug,
         )
     except KeyboardInterrupt:
