@@ -86,11 +86,11 @@ def test_a_line_cut_short_is_run_again(tmp_path):
 
 
 def test_rows_of_other_weights_are_refused(tmp_path):
-    run(tmp_path, specs=SPECS[:1], fingerprint='aaa')
+    run(tmp_path, specs=SPECS[:1], fingerprint=lambda cache: 'aaa')
     with pytest.raises(ConfigError, match='aaa'):
-        run(tmp_path, specs=SPECS[:1], fingerprint='bbb')
+        run(tmp_path, specs=SPECS[:1], fingerprint=lambda cache: 'bbb')
     with pytest.raises(ConfigError, match='aaa/execute2'):
-        run(tmp_path, specs=SPECS[:1], fingerprint='aaa', execute_steps=2)
+        run(tmp_path, specs=SPECS[:1], fingerprint=lambda cache: 'aaa', execute_steps=2)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """`vla-cache eval`: success of a policy over tasks and initial states, without ROS.
 
-    python -m vla_cache_ros.cli.evaluate --checkpoint models/weights/small_vla \
+    python -m vla_cache_ros.cli.evaluate --checkpoint models/weights \
         --tasks libero_object/0,libero_object/3 --init-states 0-9 --cache off
 
 Episodes are shared among worker processes of one thread each. Every finished episode is appended
@@ -9,7 +9,6 @@ next run, and never counted against the policy.
 """
 
 import contextlib
-import hashlib
 import multiprocessing
 import os
 import traceback
@@ -20,6 +19,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from vla_cache_ros.cli.checkpoints import CheckpointPolicies, PolicyFactory, find_checkpoint
 from vla_cache_ros.cli.episodes import (
     Environment,
     EpisodeRow,
@@ -34,9 +34,6 @@ from vla_cache_ros.cli.tasks import TaskName, parse_indices, parse_tasks
 from vla_cache_ros.core.errors import ConfigError, SimulatorError, VlaCacheError
 from vla_cache_ros.core.protocols import Policy
 
-PolicyFactory = Callable[[str], Policy]
-"""Builds the policy with a reuse preset ('off', 'paper', 'safe'); picklable."""
-
 EnvironmentFactory = Callable[[str, int, int], Environment]
 """Builds a simulator from (suite, task, image_size_px); picklable."""
 
@@ -48,26 +45,9 @@ class EvaluationError(VlaCacheError):
     """An evaluation stopped; what it had finished is in its file."""
 
 
-@dataclass(frozen=True)
-class SmallVlaFactory:
-    """Loads the small VLA of a checkpoint folder."""
-
-    checkpoint: Path
-
-    def __call__(self, cache: str) -> Policy:
-        """Build the policy with a reuse preset."""
-        from vla_cache_models.policy import load_policy
-
-        return load_policy(self.checkpoint, cache=cache)
-
-    def fingerprint(self) -> str:
-        """Hash of every file of the checkpoint, 12 hexadecimal digits."""
-        digest = hashlib.sha256()
-        files = [self.checkpoint] if self.checkpoint.is_file() else self.checkpoint.iterdir()
-        for file in sorted(path for path in files if path.suffix in ('.safetensors', '.json')):
-            digest.update(file.name.encode())
-            digest.update(file.read_bytes())
-        return digest.hexdigest()[:12]
+def anonymous(cache: str) -> str:
+    """The fingerprint of policies that have none."""
+    return ''
 
 
 def make_libero(suite: str, task: int, image_size_px: int) -> Environment:
@@ -84,7 +64,7 @@ def evaluate(
     out_jsonl: Path | None = None,
     *,
     execute_steps: int | None = None,
-    fingerprint: str = '',
+    fingerprint: Callable[[str], str] = anonymous,
     make_env: EnvironmentFactory = make_libero,
     on_row: Callable[[EpisodeRow], None] | None = None,
     quiet: bool = False,
@@ -98,7 +78,8 @@ def evaluate(
         workers: Worker processes, each with one torch thread; 0 runs in this process.
         out_jsonl: Rows are appended here; its rows of earlier runs are not run again.
         execute_steps: Actions executed of each chunk; None leaves it to the policy.
-        fingerprint: Names weights and settings; a file with rows of another one is refused.
+        fingerprint: Preset -> a name of weights and settings; a file whose rows of that preset
+            bear another name is refused.
         make_env: Builds the simulator.
         on_row: Called with each new row.
         quiet: No progress bar.
@@ -110,9 +91,9 @@ def evaluate(
         ConfigError: The file holds rows of other weights or settings.
         EvaluationError: The policy raised, or the simulator failed several times in a row.
     """
-    if execute_steps is not None:
-        fingerprint += f'/execute{execute_steps}'
-    done = _finished(out_jsonl, fingerprint)
+    suffix = '' if execute_steps is None else f'/execute{execute_steps}'
+    names = {cache: fingerprint(cache) + suffix for cache in {spec.cache for spec in episodes}}
+    done = _finished(out_jsonl, names)
     todo = sorted(
         {spec for spec in episodes if spec not in done},
         key=lambda spec: (spec.suite, spec.task, spec.init_state, spec.seed, spec.cache),
@@ -121,7 +102,7 @@ def evaluate(
     failures_in_a_row = 0
     with Progress('episodes', total=len(todo), quiet=quiet) as progress:
         for row in _run_all(job, todo, workers):
-            row = replace(row, fingerprint=fingerprint)
+            row = replace(row, fingerprint=names[row.cache])
             done[row.spec] = row
             if out_jsonl is not None:
                 append_row(out_jsonl, row)
@@ -138,17 +119,20 @@ def evaluate(
     return [done[spec] for spec in episodes]
 
 
-def _finished(out_jsonl: Path | None, fingerprint: str) -> dict[EpisodeSpec, EpisodeRow]:
+def _finished(
+    out_jsonl: Path | None, fingerprints: Mapping[str, str]
+) -> dict[EpisodeSpec, EpisodeRow]:
     """Read the rows that need not be run again."""
     if out_jsonl is None:
         return {}
     out_jsonl.parent.mkdir(parents=True, exist_ok=True)
-    rows = read_rows(out_jsonl)
+    rows = [row for row in read_rows(out_jsonl) if row.cache in fingerprints]
     for row in rows:
-        if row.fingerprint != fingerprint:
+        if row.fingerprint != fingerprints[row.cache]:
             raise ConfigError(
-                f'{out_jsonl} holds episodes of {row.fingerprint or "an unnamed policy"}, this is '
-                f'{fingerprint or "an unnamed policy"}; write to another file.'
+                f'{out_jsonl} holds {row.cache} episodes of {row.fingerprint or "an unnamed policy"}'
+                f', this is {fingerprints[row.cache] or "an unnamed policy"}; the weights or the '
+                'settings changed: write to another file.'
             )
     return {row.spec: row for row in rows if row.judged}
 
@@ -322,8 +306,8 @@ def rates_by_task(rows: Sequence[EpisodeRow]) -> Mapping[tuple[TaskName, str], R
 class EvaluateConfig:
     """Measure a checkpoint's success in closed loop."""
 
-    checkpoint: Path = Path('models/weights/small_vla')
-    """Folder of the small VLA's checkpoint."""
+    checkpoint: Path | None = None
+    """Folder of the checkpoint; default: the weights that the package brings."""
     tasks: str = 'libero_object/0'
     """Comma-separated tasks: libero_object/0, libero_object/* or an instruction's words."""
     init_states: str = '0-9'
@@ -334,6 +318,8 @@ class EvaluateConfig:
     """Worker processes of one thread each; 0 takes one per core."""
     execute_steps: int | None = None
     """Actions executed of each chunk; default: the policy's own."""
+    dtype: str = 'float32'
+    """float32 or bfloat16."""
     out: Path | None = None
     """JSONL file of the rows; finished episodes in it are not run again."""
     json: bool = False
@@ -352,14 +338,14 @@ def episode_grid(config: EvaluateConfig) -> list[EpisodeSpec]:
     ]
 
 
-def run(config: EvaluateConfig) -> int:
+def run_evaluate(config: EvaluateConfig) -> int:
     """Evaluate and print the rates; returns the exit code."""
     import json
 
     from rich.console import Console
     from rich.table import Table
 
-    factory = SmallVlaFactory(config.checkpoint)
+    factory = CheckpointPolicies(find_checkpoint(config.checkpoint), config.dtype)
     episodes = episode_grid(config)
     rows = evaluate(
         factory,
@@ -367,7 +353,7 @@ def run(config: EvaluateConfig) -> int:
         config.workers or os.cpu_count() or 1,
         config.out,
         execute_steps=config.execute_steps,
-        fingerprint=factory.fingerprint() if config.checkpoint.exists() else '',
+        fingerprint=factory.fingerprint,
         quiet=config.json,
     )
     rates = rates_by_task(rows)
@@ -422,7 +408,7 @@ if __name__ == '__main__':
     from rich.console import Console
 
     try:
-        sys.exit(run(tyro.cli(EvaluateConfig, description=__doc__)))
+        sys.exit(run_evaluate(tyro.cli(EvaluateConfig, description=__doc__)))
     except VlaCacheError as error:
         Console(stderr=True).print(f'error: {error}', markup=False, highlight=False)
         sys.exit(2)
