@@ -23,6 +23,14 @@ _PAD_HALF_HEIGHT_M = 0.008
 _PALM_ABOVE_GRIP_M = 0.030
 _PALM_HALF_LENGTH_M = 0.11
 _PALM_HALF_WIDTH_M = 0.04
+_FINGER_OFFSET_M = 0.048
+_FINGER_HALF_THICKNESS_M = 0.014
+_FINGER_HALF_WIDTH_M = 0.014
+
+_RIM_ANGLES_RAD = np.deg2rad(np.arange(0, 360, 10))
+_RIM_AXES = np.stack([np.cos(_RIM_ANGLES_RAD), np.sin(_RIM_ANGLES_RAD)])
+_RIM_DEPTH_M = 0.022
+_RIM_INSET_M = 0.006
 
 
 @dataclass(frozen=True)
@@ -85,7 +93,7 @@ def across_narrowest(
     # [angles, shifts]
     shift = np.broadcast_to(_SHIFTS_M, (len(_ANGLES_RAD), len(_SHIFTS_M)))
     cost = (width + _TURN_COST_M_PER_RAD * turn)[:, None] + _SHIFT_COST * np.abs(shift)
-    cost = cost + palm_cost(centre, height, shift, obstacles_m)
+    cost = cost + _hand_cost(centre, _AXES, height, _SHIFTS_M, obstacles_m)
     cost = np.where(width[:, None] > MAX_OPENING_M - 0.004, cost + 1.0, cost)
     cost = np.where(np.abs(shift) > np.maximum(length / 2 - 0.012, 0.0)[:, None], np.inf, cost)
     angle_index, shift_index = np.unravel_index(cost.argmin(), cost.shape)
@@ -105,28 +113,87 @@ def across_narrowest(
     )
 
 
-def palm_cost(
-    centre_m: np.ndarray, height_m: float, shift_m: np.ndarray, obstacles_m: np.ndarray
+def on_rim(
+    position_m: np.ndarray,
+    rotation: np.ndarray,
+    points_m: np.ndarray,
+    obstacles_m: np.ndarray,
+    previous: Grasp | None = None,
+) -> Grasp:
+    """Grasp the wall of an open round vessel: one finger inside, one outside.
+
+    Candidates are directions around the rim; the cheapest is taken, in metres:
+
+        cost = 0.012 |turn from home| + 0.5 (highest rim - rim) + (0.05 + penetration of the hand)
+
+    Args:
+        position_m: float64 [3], the vessel's centre.
+        rotation: float64 [3, 3], the vessel's axes; the third is that of its symmetry.
+        points_m: float64 [n, 3], points on the vessel.
+        obstacles_m: float64 [m, 3], points of everything else that is not the ground.
+        previous: The grasp chosen in the previous control step, see `across_narrowest`.
+    """
+    local = (points_m - position_m) @ rotation
+    height = local[:, 2].max()
+    radius = np.linalg.norm(local[local[:, 2] > height - 0.004, :2], axis=1).mean()
+    outward = np.concatenate([_RIM_AXES, np.zeros((1, _RIM_AXES.shape[1]))])  # [3, directions]
+    in_vessel = rotation.T @ outward
+    in_vessel[:2] *= radius / np.linalg.norm(in_vessel[:2], axis=0)
+    in_vessel[2] = height
+    rim = position_m[:, None] + rotation @ in_vessel
+    grip = rim - _RIM_INSET_M * outward - np.array([[0.0], [0.0], [_RIM_DEPTH_M]])
+
+    turn = np.abs(angle_difference(_RIM_ANGLES_RAD, HOME_ANGLE_RAD))
+    cost = _TURN_COST_M_PER_RAD * turn + 0.5 * (rim[2].max() - rim[2])
+    hand = _hand_cost(grip[:2], _RIM_AXES, float(grip[2].min()), np.zeros(1), obstacles_m)
+    cost = cost + hand[:, 0]
+    best = int(cost.argmin())
+    if previous is not None:
+        turned = (_RIM_ANGLES_RAD - previous.angle_rad + np.pi) % (2 * np.pi) - np.pi
+        kept = int(np.abs(turned).argmin())
+        best = kept if cost[kept] < cost[best] + 0.004 else best
+    return Grasp(
+        position_m=grip[:, best],
+        angle_rad=float(_RIM_ANGLES_RAD[best]),
+        width_m=0.02,
+        depth_m=_RIM_DEPTH_M + _TIP_M,
+    )
+
+
+def _hand_cost(
+    centre_m: np.ndarray,
+    axes: np.ndarray,
+    height_m: float,
+    shifts_m: np.ndarray,
+    obstacles_m: np.ndarray,
 ) -> np.ndarray:
-    """Cost of what would be in the way of the hand at a grasp.
+    """Cost of what would be in the way of the open hand at a grasp.
 
     Args:
         centre_m: float64 [2, angles], grasp position for each candidate angle.
+        axes: float64 [2, angles], closing axes.
         height_m: Height of the grip site.
-        shift_m: float64 [angles, shifts], displacement across the closing axis.
+        shifts_m: float64 [shifts], displacements across the closing axis.
         obstacles_m: float64 [m, 3].
 
     Returns:
-        float64 [angles, shifts]: 0 where the palm is free, else 0.05 + depth of penetration.
+        float64 [angles, shifts]: 0 where palm and fingers are free, else 0.05 + the depth of
+        penetration for the palm, 0.01 + the depth for a finger.
     """
-    tall = obstacles_m[obstacles_m[:, 2] > height_m + _PALM_ABOVE_GRIP_M, :2]
-    reach = np.hypot(_PALM_HALF_LENGTH_M, _PALM_HALF_WIDTH_M) + 0.04
-    tall = tall[np.linalg.norm(tall - centre_m.mean(axis=1), axis=1) < reach]
-    if not len(tall):
-        return np.zeros(shift_m.shape)
-    offset = tall[:, :, None] - centre_m  # [m, 2, angles]
-    along = _PALM_HALF_LENGTH_M - np.abs((offset * _AXES).sum(axis=1))  # [m, angles]
-    across = (offset * _NORMALS).sum(axis=1)
-    inside = _PALM_HALF_WIDTH_M - np.abs(across[:, :, None] - shift_m)  # [m, angles, shifts]
-    depth = np.minimum(along[:, :, None], inside).max(axis=0)
-    return np.where(depth > 0, 0.05 + depth, 0.0)
+    reach = np.hypot(_PALM_HALF_LENGTH_M, _PALM_HALF_WIDTH_M) + 0.08
+    near = np.linalg.norm(obstacles_m[:, :2] - centre_m.mean(axis=1), axis=1) < reach
+    near &= obstacles_m[:, 2] > height_m - _TIP_M - 0.004
+    points = obstacles_m[near]
+    cost = np.zeros((centre_m.shape[1], len(shifts_m)))
+    if not len(points):
+        return cost
+    normals = np.stack([-axes[1], axes[0]])
+    offset = points[:, :2, None] - centre_m  # [m, 2, angles]
+    along = np.abs((offset * axes).sum(axis=1))[:, :, None]  # [m, angles, 1]
+    across = np.abs((offset * normals).sum(axis=1)[:, :, None] - shifts_m)
+    palm = np.minimum(_PALM_HALF_LENGTH_M - along, _PALM_HALF_WIDTH_M - across)
+    palm = palm[points[:, 2] > height_m + _PALM_ABOVE_GRIP_M].max(axis=0, initial=0.0)
+    finger = np.minimum(
+        _FINGER_HALF_THICKNESS_M - np.abs(along - _FINGER_OFFSET_M), _FINGER_HALF_WIDTH_M - across
+    ).max(axis=0, initial=0.0)
+    return cost + np.where(palm > 0, 0.05 + palm, 0) + np.where(finger > 0, 0.01 + finger, 0)

@@ -21,6 +21,7 @@ from vla_cache_sim.experts.grasps import (
     Grasp,
     across_narrowest,
     angle_difference,
+    on_rim,
 )
 from vla_cache_sim.scene import Scene
 
@@ -45,6 +46,10 @@ class Expert:
         self.phase = 'approach'
         self._grasp: Grasp | None = None
         self._closing_steps = 0
+        pose = scene.pose(scene.target)
+        extent = np.ptp((scene.points_m(scene.target) - pose.position_m) @ pose.rotation, axis=0)
+        self._has_rim = bool(extent[:2].min() > MAX_OPENING_M)
+        self._goal_contains = scene.goal != scene.goal_object
 
     def reset(self) -> None:
         """Forget the episode."""
@@ -61,10 +66,21 @@ class Expert:
         if self._holds():
             self._closing_steps = 0
             return self._carry()
+        if self._delivered():
+            self.phase = 'retreat'
+            gripper = self.scene.gripper_pose().position_m
+            return self._move(gripper + (0.0, 0.0, 0.03), self._finger_angle(), OPEN)
         return self._pick()
 
     def _holds(self) -> bool:
         return all(self.scene.touches_fingers(self.scene.target))
+
+    def _delivered(self) -> bool:
+        """Whether the object left the hand over its destination, and falls or lies there."""
+        offset = self.scene.target_position_m() - self.scene.goal_position_m()
+        limit = 0.05 if self._goal_contains else 0.025
+        bottom = self.scene.points_m(self.scene.target)[:, 2].min()
+        return bool(np.hypot(*offset[:2]) < limit and bottom < self._release_height_m() + 0.015)
 
     # Pick: above the object, down around it, close.
 
@@ -111,8 +127,12 @@ class Expert:
         return self._move(goal, grasp.angle_rad, OPEN)
 
     def _plan_grasp(self) -> Grasp:
-        points = self.scene.points_m(self.scene.target)
-        return across_narrowest(points, self._obstacles_m(), self._grasp)
+        scene = self.scene
+        points = scene.points_m(scene.target)
+        if not self._has_rim:
+            return across_narrowest(points, self._obstacles_m(), self._grasp)
+        pose = scene.pose(scene.target)
+        return on_rim(pose.position_m, pose.rotation, points, self._obstacles_m(), self._grasp)
 
     def _obstacles_m(self) -> np.ndarray:
         scene = self.scene
@@ -126,7 +146,7 @@ class Expert:
         gripper = scene.gripper_pose().position_m
         points = scene.points_m(scene.target)
         bottom = points[:, 2].min()
-        target = self._target_centre(points)
+        target = scene.target_position_m()
         goal = scene.goal_position_m()
         offset = goal[:2] - target[:2]
         distance = float(np.hypot(*offset))
@@ -148,12 +168,10 @@ class Expert:
         move = np.array([*(sideways * offset), lack])
         return self._move(gripper + move, angle, CLOSE)
 
-    def _target_centre(self, points: np.ndarray) -> np.ndarray:
-        return (points.min(axis=0) + points.max(axis=0)) / 2
-
     def _release_height_m(self) -> float:
         """Height of the object's lowest point at which the gripper opens."""
-        return float(self.scene.points_m(self.scene.goal_object)[:, 2].max()) - 0.02
+        top = float(self.scene.points_m(self.scene.goal_object)[:, 2].max())
+        return top - 0.02 if self._goal_contains else top - 0.005
 
     def _carry_height_m(self, start: np.ndarray, goal: np.ndarray) -> float:
         """Height that the object's lowest point needs on its next centimetres."""
