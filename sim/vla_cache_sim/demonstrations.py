@@ -40,6 +40,10 @@ from vla_cache_ros.dataset import (
 
 Action = NDArray[np.float32]
 
+BLOCK = 5
+"""Episodes of one task in a row: a process holds one simulator (about 1 GB), and building the
+next task's takes seconds."""
+
 
 @dataclass(frozen=True)
 class NoiseConfig:
@@ -543,9 +547,9 @@ def _next_task(
     tallies: dict[tuple[str, int], Tally],
     in_flight: Counter[tuple[str, int]],
 ) -> tuple[str, int] | None:
-    """The task that lacks most, or None when all have, or are getting, their episodes."""
+    """The task that lacks most blocks, or None when all have, or are getting, their episodes."""
     wanting = [
-        (tally.stored + in_flight[task], order, task)
+        ((tally.stored + in_flight[task]) // BLOCK, order, task)
         for order, (task, tally) in enumerate(tallies.items())
         if tally.stored + in_flight[task] < config.episodes_per_task
         and tally.failures_in_a_row < config.max_failures
@@ -580,7 +584,7 @@ class _ExpertFactory:
 
 
 class _Worker:
-    """One process's simulators, one per task, and its driver."""
+    """One process's simulator and driver."""
 
     def __init__(
         self,
@@ -592,14 +596,18 @@ class _Worker:
         self.env_factory = env_factory
         self.driver = driver_factory()
         self.writer = DatasetWriter(config.output, config.spec)
-        self.envs: dict[tuple[str, int], tuple[Any, Any]] = {}
+        self.task: tuple[str, int] | None = None
+        self.env: Any = None
 
     def record(self, attempt: Attempt) -> Outcome:
         config = self.config
         task = (attempt.suite, attempt.task)
-        if task not in self.envs:
-            self.envs[task] = self.env_factory(*task, config.spec.image_size_px)
-        env, make_expert = self.envs[task]
+        if task != self.task:
+            if self.env is not None:
+                self.env.close()
+            self.env, self.make_expert = self.env_factory(*task, config.spec.image_size_px)
+            self.task = task
+        env = self.env
         env.start(seed=attempt.seed, options={'init_state': 'random', 'spread': config.spread})
         info = EpisodeInfo(
             env.instruction,
@@ -610,7 +618,7 @@ class _Worker:
             attempt=attempt.number,
         )
         rng = np.random.default_rng(attempt.seed)
-        episode = rollout_episode(env, make_expert(env), self.driver, rng, config.spec, info)
+        episode = rollout_episode(env, self.make_expert(env), self.driver, rng, config.spec, info)
         stored = episode.info.success or config.keep_failures
         if stored:
             self.writer.append(episode)

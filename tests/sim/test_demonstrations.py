@@ -45,6 +45,9 @@ class PointRobot:
         self.position = np.random.default_rng(seed).uniform(0.3, 0.5, 3)
         self.steps = 0
 
+    def close(self) -> None:
+        pass
+
     def advance(self, action: np.ndarray) -> tuple[float, bool, bool, dict[str, Any]]:
         self.position = self.position + 0.02 * action[:3]
         self.steps += 1
@@ -69,11 +72,11 @@ class PointRobot:
     def goal_position_m(self) -> np.ndarray:
         return np.zeros(3)
 
-    def relevance_masks(self, camera: str, rows: int, cols: int) -> tuple[np.ndarray, ...]:
+    def relevance_masks(self, camera: str, rows: int, cols: int) -> SimpleNamespace:
         masks = np.zeros((3, rows, cols), dtype=bool)
         masks[0, 0, 0] = masks[1, :, 1] = True
         masks[2, 0, 0] = camera == 'wrist'
-        return tuple(masks)
+        return SimpleNamespace(target=masks[0], goal=masks[1], gripper=masks[2])
 
 
 class PointExpert:
@@ -136,10 +139,8 @@ def test_labels_are_the_experts_at_the_visited_states(seed: int, std: float) -> 
     for frame in range(len(episode)):
         valid = np.arange(2 * frame, 2 * frame + 8) < steps
         np.testing.assert_array_equal(episode.label_valid[frame], valid)
-        chunk_steps = episode.label_chunk[frame, :, 6] * 100
-        np.testing.assert_allclose(
-            chunk_steps[valid], np.arange(2 * frame, 2 * frame + valid.sum())
-        )
+        chunk_steps = episode.label_chunk[frame, valid, 6] * 100
+        np.testing.assert_allclose(chunk_steps, 2 * frame + np.arange(valid.sum()))
         assert episode.images['agentview'][frame, 0, 0, 0] == 2 * frame
         assert episode.images['wrist'][frame, 0, 0, 0] == 2 * frame + 100
         expected = np.clip(-episode.state[frame, :3] / 0.02, -1, 1)

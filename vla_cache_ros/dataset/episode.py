@@ -1,4 +1,4 @@
-"""One recorded episode in memory: what the recorder makes, the writer stores, the reader yields."""
+"""One episode in memory: what the recorder makes, the writer stores, the reader yields."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field

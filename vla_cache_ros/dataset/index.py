@@ -1,4 +1,4 @@
-"""The JSON files under meta/: read with clear errors, replaced whole, appended a line at a time."""
+"""The JSON files under meta/: read with clear errors, appended a line at a time."""
 
 import json
 import os

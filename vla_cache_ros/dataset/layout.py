@@ -112,7 +112,7 @@ class DatasetSpec:
         for name, (shape, dtype) in self.array_shapes.items():
             # Grids are stored flat: LeRobot's loaders handle vectors of any length.
             flat = [int(np.prod(shape))] if len(shape) > 2 else list(shape)
-            dtype_name = 'bool' if dtype == bool else dtype.name
+            dtype_name = 'bool' if dtype.kind == 'b' else dtype.name
             features[name] = {'dtype': dtype_name, 'shape': flat, 'names': names.get(name)}
         for name in ('timestamp', 'frame_index', 'episode_index', 'index', 'task_index'):
             dtype_name = 'float32' if name == 'timestamp' else 'int64'
