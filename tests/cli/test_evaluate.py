@@ -95,7 +95,7 @@ def test_rows_of_other_weights_are_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ('workers', 'fault', 'note'),
-    [(0, 'raises', 'has a bug'), (1, 'raises', 'has a bug'), (1, 'dies', 'exit code 7')],
+    [(0, 'raises', 'has a bug'), (1, 'dies', 'exit code 7')],
 )
 def test_a_simulators_failure_is_not_the_policys(tmp_path, workers, fault, note):
     specs = [EpisodeSpec('libero_object', 0, i) for i in range(3)]

@@ -128,11 +128,11 @@ def _finished(
     out_jsonl.parent.mkdir(parents=True, exist_ok=True)
     rows = [row for row in read_rows(out_jsonl) if row.cache in fingerprints]
     for row in rows:
-        if row.fingerprint != fingerprints[row.cache]:
+        expected = fingerprints[row.cache]
+        if row.fingerprint != expected:
             raise ConfigError(
-                f'{out_jsonl} holds {row.cache} episodes of {row.fingerprint or "an unnamed policy"}'
-                f', this is {fingerprints[row.cache] or "an unnamed policy"}; the weights or the '
-                'settings changed: write to another file.'
+                f'{out_jsonl} holds {row.cache} episodes of {row.fingerprint or "no name"}, this '
+                f'is {expected or "no name"}: weights or settings changed; write to another file.'
             )
     return {row.spec: row for row in rows if row.judged}
 
