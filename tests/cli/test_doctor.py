@@ -1,0 +1,163 @@
+import importlib.util
+import json
+import struct
+
+import pytest
+
+from vla_cache_ros.cli import doctor
+from vla_cache_ros.cli.doctor import (
+    DoctorConfig,
+    Finding,
+    check_cpu,
+    check_libero,
+    check_rendering,
+    check_ros,
+    check_weights,
+    demo_can_run,
+    describe_weights,
+    run_doctor,
+)
+from vla_cache_ros.core.errors import VlaCacheError
+
+OK = Finding('PyTorch', True, '2.13.0', ('demo',))
+MISSING = Finding('ROS 2', False, 'rclpy is not installed', ('demo',), 'pip install ros')
+NO_GPU = Finding('GPU', False, 'torch sees none')
+
+
+@pytest.fixture
+def without(monkeypatch):
+    """Return a function that hides a module from the checks."""
+    find_spec = importlib.util.find_spec
+
+    def hide(name):
+        monkeypatch.setattr(
+            doctor.importlib.util,
+            'find_spec',
+            lambda wanted, *rest: None if wanted == name else find_spec(wanted, *rest),
+        )
+
+    return hide
+
+
+def safetensors_bytes(values: int = 4) -> bytes:
+    header = json.dumps(
+        {
+            '__metadata__': {'format': 'pt'},
+            'w': {'dtype': 'F32', 'shape': [values], 'data_offsets': [0, 4 * values]},
+        }
+    ).encode()
+    return struct.pack('<Q', len(header)) + header + bytes(4 * values)
+
+
+def test_demo_runs_without_a_gpu_but_not_without_ros():
+    assert demo_can_run((OK, NO_GPU))
+    assert not demo_can_run((OK, MISSING))
+
+
+@pytest.mark.parametrize(('findings', 'code'), [((OK, NO_GPU), 0), ((OK, MISSING), 1)])
+@pytest.mark.parametrize('as_json', [True, False])
+def test_exit_code_and_output(findings, code, as_json, monkeypatch, capsys):
+    monkeypatch.setattr(doctor, 'diagnose', lambda: findings)
+    assert run_doctor(DoctorConfig(json=as_json)) == code
+    output = capsys.readouterr().out
+    if as_json:
+        document = json.loads(output)
+        assert document['demo_can_run'] is (code == 0)
+        assert [entry['name'] for entry in document['findings']] == [f.name for f in findings]
+        assert [entry['name'] for entry in document['backends']][0] == 'torch'
+    else:
+        assert ('pip install ros' in output) is (code == 1)
+
+
+@pytest.mark.parametrize(
+    ('line', 'said', 'unsaid'),
+    [
+        ('flags\t\t: fpu avx2 avx512f amx_bf16', 'amx_bf16', 'no bf16'),
+        ('Features\t: fp asimd bf16', 'bf16 products', 'no bf16'),
+        ('flags\t\t: fpu avx2', 'no bf16 in hardware', 'avx512'),
+        ('model name : x', 'no vector instructions recognised', 'avx2'),
+    ],
+)
+def test_cpu_features(line, said, unsaid, tmp_path):
+    cpuinfo = tmp_path / 'cpuinfo'
+    cpuinfo.write_text(f'processor : 0\n{line}\n')
+    detail = check_cpu(cpuinfo).detail
+    assert said in detail
+    assert unsaid not in detail
+
+
+def test_missing_cpuinfo_is_no_error(tmp_path):
+    assert check_cpu(tmp_path / 'none').found
+
+
+@pytest.mark.parametrize(
+    ('check', 'module', 'layer'),
+    [
+        (check_ros, 'rclpy', 'ros.txt'),
+        (check_rendering, 'mujoco', 'libero.txt'),
+        (check_libero, 'gymnasium', 'libero.txt'),
+    ],
+)
+def test_missing_package_gives_its_command(check, module, layer, without):
+    without(module)
+    finding = check()
+    assert not finding.found
+    assert 'demo' in finding.needed_by
+    assert layer in finding.get_command
+
+
+@pytest.mark.ros
+def test_ros_is_tried_for_real():
+    finding = check_ros()
+    assert finding.found, finding.detail
+    assert 'rmw_' in finding.detail
+
+
+@pytest.mark.sim
+def test_rendering_is_tried_for_real():
+    finding = check_rendering()
+    assert finding.found, finding.detail
+
+
+@pytest.mark.sim
+def test_libero_has_the_files_of_every_task():
+    finding = check_libero()
+    assert finding.found, finding.detail
+    assert '40 tasks, 2000 initial states' in finding.detail
+
+
+@pytest.mark.sim
+def test_rendering_that_fails_is_a_finding_with_its_reason(monkeypatch):
+    monkeypatch.setenv('MUJOCO_GL', 'nonsense')
+    finding = check_rendering()
+    assert not finding.found
+    assert 'nonsense' in finding.detail
+    assert 'apt-get install' in finding.get_command
+
+
+def test_probe_that_hangs_is_stopped(monkeypatch):
+    monkeypatch.setattr(doctor, 'PROBE_TIMEOUT_S', 0.2)
+    assert 'did not answer' in doctor._run_probe('import time; time.sleep(60)')[1]
+
+
+def test_whole_weights_are_described(tmp_path):
+    path = tmp_path / 'small.safetensors'
+    path.write_bytes(safetensors_bytes())
+    assert describe_weights(path).startswith('small.safetensors 0.0 MB sha256:')
+
+
+@pytest.mark.parametrize(
+    'spoil', [lambda b: b[:-1], lambda b: b[:20], lambda b: b'', lambda b: b + b'x']
+)
+def test_truncated_weights_are_an_error(spoil, tmp_path):
+    path = tmp_path / 'small.safetensors'
+    path.write_bytes(spoil(safetensors_bytes()))
+    with pytest.raises(VlaCacheError, match=r'small\.safetensors'):
+        describe_weights(path)
+
+
+def test_missing_weights_are_a_finding(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor, 'resource_folder', lambda kind: tmp_path)
+    finding = check_weights()
+    assert not finding.found
+    assert 'vla-cache train' in finding.get_command
