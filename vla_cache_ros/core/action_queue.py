@@ -43,7 +43,7 @@ class ActionQueue:
             raise ConfigError(f'execute_steps must be at least 1; got {execute_steps}.')
         self.execute_steps = execute_steps
         self._chunk: ActionChunk | None = None
-        self._newest_stamp_ns: int | None = None
+        self._newest_stamp_ns = 0
         self._index = 0
         self._sequence = 0
 
@@ -77,18 +77,17 @@ class ActionQueue:
 
         Args:
             chunk: Actions; its stamp must be newer than that of every chunk loaded since the last
-                clear(). Stamp 0 means unstamped; then only the same object again is refused.
+                clear(). Stamp 0 means unstamped; then only the same object again is refused. A
+                chunk without actions revokes what is left and is never refused.
 
         Returns:
             False where the chunk was refused because its deltas were, or may have been, executed.
         """
-        if chunk is self._chunk:
+        if len(chunk.actions) and (
+            chunk is self._chunk or 0 < chunk.stamp_ns <= self._newest_stamp_ns
+        ):
             return False
-        newest = self._newest_stamp_ns
-        if chunk.stamp_ns and newest is not None and chunk.stamp_ns <= newest:
-            return False
-        if chunk.stamp_ns:
-            self._newest_stamp_ns = chunk.stamp_ns
+        self._newest_stamp_ns = max(self._newest_stamp_ns, chunk.stamp_ns)
         self._chunk = chunk
         self._index = 0
         return True
@@ -107,5 +106,5 @@ class ActionQueue:
     def clear(self) -> None:
         """Drop what is left, on reset, fault or a restarted clock; sequence numbers go on."""
         self._chunk = None
-        self._newest_stamp_ns = None
+        self._newest_stamp_ns = 0
         self._index = 0

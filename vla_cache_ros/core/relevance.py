@@ -41,7 +41,7 @@ def text_to_vision_batched(
     vision: tuple[int, int],
     scale: float | None = None,
 ) -> Tensor:
-    """Relevance per sample, for training that supervises it.
+    """Relevance of each vision token.
 
     Args:
         q: Queries of the text tokens after RoPE, [B, A, R, d].
@@ -51,29 +51,7 @@ def text_to_vision_batched(
         scale: Factor on the logits; None: 1 / sqrt(d).
 
     Returns:
-        float32 [B, V], V = stop - start; differentiable.
+        float32 [B, V], V = stop - start. A row sums to the share of the text's attention that
+        goes to vision. Differentiable, so that training can supervise it.
     """
     return attention_rows(q, k, visible, scale)[..., vision[0] : vision[1]].mean(dim=(1, 2))
-
-
-def text_to_vision(
-    q: Tensor,
-    k: Tensor,
-    visible: Tensor | None,
-    vision: tuple[int, int],
-    scale: float | None = None,
-) -> Tensor:
-    """Relevance of each vision token, averaged over the batch.
-
-    Args:
-        q: Queries of the text tokens after RoPE, [B, A, R, d].
-        k: Keys of all tokens after RoPE, [B, Akv, N, d].
-        visible: Which key each text row may attend to, bool [R, N]; None: all.
-        vision: Slots (start, stop) of the vision tokens.
-        scale: Factor on the logits; None: 1 / sqrt(d).
-
-    Returns:
-        float32 [V], V = stop - start; differentiable. It sums to the share of the text's
-        attention that goes to vision.
-    """
-    return text_to_vision_batched(q, k, visible, vision, scale).mean(dim=0)

@@ -24,6 +24,8 @@ from vla_cache_ros.core.errors import ConfigError, UnknownNameError
 from vla_cache_ros.core.relevance import attention_rows
 
 SCHEDULE_RULES = ('code', 'paper')
+ZERO_NATS = 1e-6
+"""Entropies up to this count as 0 where they divide."""
 
 
 @torch.no_grad()
@@ -72,7 +74,7 @@ def reuse_ratios(
     Edge cases: where all entropies are equal (one layer included), rule 'code' gives 1 for every
     layer, as the published code does: each is as concentrated as the most concentrated one. Rule
     'paper' gives 0 there (no layer improves on the one before), never less than 0 where entropy
-    rises, and a layer that follows an entropy of 0 adds R_l = 0.
+    rises, and a layer that follows an entropy of 0 (ZERO_NATS) adds R_l = 0.
 
     Args:
         entropy: E_l per layer, [L], finite and >= 0, nats.
@@ -111,5 +113,5 @@ def _ratios_code(e: NDArray[np.float64], growth: float) -> NDArray[np.float64]:
 
 def _ratios_paper(e: NDArray[np.float64], gain: float) -> NDArray[np.float64]:
     before = e[:-1]
-    drop = np.divide(before - e[1:], before, out=np.zeros_like(before), where=before > 0)
+    drop = np.divide(before - e[1:], before, out=np.zeros_like(before), where=before > ZERO_NATS)
     return np.clip(gain * np.concatenate(([0.0], np.cumsum(drop))), 0, 1)

@@ -1,0 +1,79 @@
+from dataclasses import fields, replace
+
+import pytest
+
+from vla_cache_ros.core.config import PRESETS, ReuseConfig, preset
+from vla_cache_ros.core.errors import ConfigError, UnknownNameError
+
+
+@pytest.mark.parametrize('name', PRESETS)
+@pytest.mark.parametrize('num_layers', [1, 2, 4, 6, 32])
+def test_presets_fit_decoders_of_any_depth(name, num_layers):
+    config = preset(name, num_layers)
+    assert config.prune_layers[-1] < num_layers
+    assert config.relevance_layer < num_layers
+
+
+def test_paper_presets_hold_the_published_numbers():
+    oft, openvla = preset('paper'), preset('paper_openvla')
+    for config in (oft, openvla):
+        assert config.prune_layers == (2, 6, 9, 11)
+        assert config.relevance_layer == 15
+        assert config.similarity_threshold == 0.996
+        assert (config.schedule, config.growth) == ('code', 0.55)
+    assert (oft.static_fraction * 256, oft.protected_fraction * 256) == (150, 100)
+    assert (openvla.static_fraction * 256, openvla.protected_fraction * 256) == (130, 120)
+
+
+def test_every_field_is_documented():
+    for field in fields(ReuseConfig):
+        assert f'        {field.name}: ' in (ReuseConfig.__doc__ or '')
+
+
+@pytest.mark.parametrize(
+    ('field', 'value'),
+    [
+        ('similarity_threshold', 1.1),
+        ('difference_threshold', -0.1),
+        ('static_fraction', float('nan')),
+        ('protected_fraction', 2.0),
+        ('camera_motion_fraction', -1.0),
+        ('auto_off_margin', 1.5),
+        ('growth', 2.0),
+        ('gain', float('inf')),
+        ('relevance_layer', -1),
+        ('prune_layers', ()),
+        ('prune_layers', (3, 1)),
+        ('prune_layers', (1, 1)),
+        ('prune_layers', (-1,)),
+        ('fixed_ratios', (0.0,)),
+        ('fixed_ratios', (0.5, 0.5)),
+        ('age_limit_steps', 0),
+        ('keyframe_period_steps', 0),
+        ('auto_off_min_steps', 0),
+        ('auto_off_probe_steps', 0),
+        ('auto_off_window_steps', 2),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_name(field, value):
+    with pytest.raises(ConfigError, match=rf'{field} is .*valid: '):
+        replace(ReuseConfig(), **{field: value})
+
+
+@pytest.mark.parametrize('field', ['schedule', 'entropy_refresh'])
+def test_an_unknown_choice_names_the_valid_ones(field):
+    with pytest.raises(UnknownNameError, match='valid: '):
+        replace(ReuseConfig(), **{field: 'often'})
+
+
+def test_an_unknown_preset_names_the_valid_ones():
+    with pytest.raises(UnknownNameError, match='valid: safe, paper, paper_openvla, off'):
+        preset('fast')
+
+
+def test_what_a_preset_needs_of_the_model():
+    assert preset('paper').uses_entropy
+    assert preset('paper').uses_relevance
+    assert not preset('safe').uses_entropy
+    assert preset('safe').uses_relevance
+    assert not preset('off').uses_relevance

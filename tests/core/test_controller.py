@@ -1,0 +1,386 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vla_cache_ros.core.config import ReuseConfig, preset
+from vla_cache_ros.core.controller import ReuseController
+from vla_cache_ros.core.errors import ConfigError, ObservationError, VlaCacheError
+from vla_cache_ros.core.layout import CameraSpan, TokenLayout
+from vla_cache_ros.core.plan import PatchStatus
+
+SIDE, PATCH, LAYERS = 3, 4, 4
+SIZE = SIDE * PATCH
+TOKENS = SIDE * SIDE
+LAYOUT = TokenLayout(
+    (CameraSpan('front', 1, SIDE, SIDE), CameraSpan('wrist', 1 + TOKENS, SIDE, SIDE)),
+    (20, 23),
+    (23, 25),
+    25,
+)
+EVERY = np.arange(LAYOUT.num_tokens)
+SAFE = replace(preset('safe', LAYERS), auto_off=False, camera_motion_fraction=1.0)
+TASK = 'pick up the milk'
+
+
+class StepClock:
+    """Each reading is a millisecond later than the one before."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        self.seconds += 1e-3
+        return self.seconds
+
+
+def make_images(value: int = 100, size: int = SIZE) -> dict[str, np.ndarray]:
+    return {camera.name: np.full((size, size, 3), value, np.uint8) for camera in LAYOUT}
+
+
+def run_step(controller: ReuseController, images=None, instruction=TASK, **commit):
+    """One step whose model gives an even relevance and entropy."""
+    step = controller.plan(images or make_images(), instruction)
+    controller.commit(
+        step,
+        relevance=np.zeros(LAYOUT.num_vision, np.float32) if step.wants_relevance else None,
+        entropy=np.ones(LAYERS) if step.wants_entropy else None,
+        **commit,
+    )
+    return step
+
+
+def make_controller(config: ReuseConfig = SAFE, steps: int = 0) -> ReuseController:
+    controller = ReuseController(LAYOUT, LAYERS, config, StepClock())
+    for _ in range(steps):
+        run_step(controller)
+    return controller
+
+
+def dense(step) -> bool:
+    return all(np.array_equal(slots, EVERY) for slots in step.plan.recompute)
+
+
+# Keyframes
+
+
+def test_the_first_step_is_a_keyframe_and_the_next_reuses_what_did_not_change():
+    controller = make_controller()
+    first = run_step(controller)
+    assert (first.mode, first.keyframe_reason, first.flush_reason) == (
+        'keyframe',
+        'first step',
+        '',
+    )
+    assert dense(first)
+    second = run_step(controller)
+    assert (second.mode, second.keyframe_reason) == ('cached', '')
+    assert not dense(second)
+
+
+def test_keyframes_come_at_the_period_and_restart_it():
+    controller = make_controller(replace(SAFE, keyframe_period_steps=3))
+    reasons = [run_step(controller).keyframe_reason for _ in range(8)]
+    assert reasons == ['first step', '', '', 'period', '', '', 'period', '']
+    task = 'open the drawer'
+    reasons = [run_step(controller, instruction=task).keyframe_reason for _ in range(4)]
+    assert reasons == ['', '', '', 'period']
+
+
+def test_without_statistics_everything_is_recomputed_and_the_reason_is_given():
+    controller = make_controller()
+    controller.commit(controller.plan(make_images(), TASK))
+    step = controller.plan(make_images(), TASK)
+    assert (step.mode, step.keyframe_reason) == ('keyframe', 'no relevance yet')
+    controller = make_controller(replace(SAFE, schedule='code', protected_fraction=0.0))
+    controller.commit(controller.plan(make_images(), TASK))
+    step = controller.plan(make_images(), TASK)
+    assert (step.mode, step.keyframe_reason) == ('keyframe', 'no entropy yet')
+
+
+def test_entropies_are_asked_for_at_keyframes_or_at_every_step():
+    for refresh, wanted in (('keyframe', [True, False, False]), ('step', [True, True, True])):
+        config = replace(SAFE, schedule='code', entropy_refresh=refresh)
+        controller = make_controller(config)
+        assert [run_step(controller).wants_entropy for _ in range(3)] == wanted
+    assert not run_step(make_controller()).wants_entropy
+
+
+# Flushes
+
+
+@pytest.mark.parametrize('reason', ['reset', 'gripper fault'])
+def test_a_flush_gives_a_keyframe_with_its_reason_once(reason):
+    controller = make_controller(steps=3)
+    controller.flush(reason)
+    step = run_step(controller)
+    assert (step.mode, step.flush_reason, step.keyframe_reason) == ('keyframe', reason, '')
+    assert dense(step)
+    after = run_step(controller)
+    assert (after.mode, after.flush_reason) == ('cached', '')
+
+
+@pytest.mark.parametrize(
+    ('images', 'instruction', 'reason'),
+    [
+        (make_images(), 'open the drawer', 'instruction change'),
+        (make_images(size=2 * SIZE), TASK, 'resolution change'),
+        ({**make_images(), 'left': np.zeros((3, 3), np.uint8)}, TASK, 'camera set change'),
+    ],
+)
+def test_a_change_of_the_source_flushes(images, instruction, reason):
+    controller = make_controller(steps=2)
+    step = run_step(controller, images, instruction)
+    assert (step.mode, step.flush_reason) == ('keyframe', reason)
+    assert run_step(controller, images, instruction).mode == 'cached'
+
+
+def test_an_uncommitted_step_flushes_as_a_fault():
+    controller = make_controller(steps=2)
+    controller.plan(make_images(), TASK)  # and the model fails
+    step = run_step(controller)
+    assert (step.mode, step.flush_reason) == ('keyframe', 'fault')
+
+
+def test_a_reset_after_a_fault_is_reported_as_the_reset():
+    controller = make_controller(steps=2)
+    controller.plan(make_images(), TASK)
+    controller.flush('reset')
+    assert run_step(controller, instruction='open the drawer').flush_reason == 'reset'
+
+
+@pytest.mark.parametrize(
+    'statistics',
+    [
+        {'relevance': np.full(LAYOUT.num_vision, np.nan)},
+        {'relevance': np.zeros(3)},
+        {'entropy': np.full(LAYERS, np.inf)},
+        {'entropy': np.zeros(LAYERS + 1)},
+    ],
+)
+def test_a_commit_that_is_refused_leaves_a_fault(statistics):
+    config = replace(SAFE, schedule='code')
+    controller = make_controller(config, steps=2)
+    step = controller.plan(make_images(), TASK)
+    with pytest.raises(VlaCacheError, match='NaN or infinity|has shape'):
+        controller.commit(step, **statistics)
+    assert run_step(controller).flush_reason == 'fault'
+
+
+def test_a_step_is_committed_once_and_never_after_a_flush():
+    controller = make_controller(steps=1)
+    stale = controller.plan(make_images(), TASK)
+    controller.flush('reset')
+    with pytest.raises(VlaCacheError, match='returned last'):
+        controller.commit(stale)
+    step = run_step(controller)
+    with pytest.raises(VlaCacheError, match='once'):
+        controller.commit(step)
+
+
+def test_an_observation_that_cannot_be_used_changes_nothing():
+    controller = make_controller(steps=2)
+    with pytest.raises(ObservationError, match="'wrist' is missing"):
+        controller.plan({'front': make_images()['front']}, 'open the drawer')
+    step = run_step(controller)
+    assert (step.mode, step.flush_reason) == ('cached', '')
+
+
+# Reference pixels and ages
+
+
+def test_slow_drift_adds_up_until_it_is_seen():
+    config = replace(
+        SAFE, age_limit_steps=None, keyframe_period_steps=None, protected_fraction=0.0
+    )
+    controller = make_controller(config, steps=1)
+    limit = SAFE.difference_threshold * 255
+    for drift in range(1, 20):
+        step = run_step(controller, make_images(100 + drift))
+        if drift > limit:
+            break
+        assert not dense(step)
+    assert drift == int(limit) + 1
+    assert (step.plan.status == PatchStatus.CHANGED).all()
+
+
+def test_a_token_that_ran_in_some_groups_only_keeps_its_old_reference():
+    config = replace(
+        SAFE, prune_layers=(2,), fixed_ratios=(1.0,), protected_fraction=0.0, age_limit_steps=None
+    )
+    controller = make_controller(config, steps=1)
+    for age in range(3):
+        step = run_step(controller, make_images(101))
+        assert np.array_equal(step.plan.recompute[0], EVERY)
+        assert len(step.plan.recompute[1]) < len(EVERY)
+        assert (step.plan.age == age).all()
+
+
+def test_the_images_may_be_overwritten_between_plan_and_commit():
+    controller = make_controller()
+    images = make_images()
+    step = controller.plan(images, TASK)
+    for image in images.values():
+        image[:] = 0
+    controller.commit(step, relevance=np.zeros(LAYOUT.num_vision))
+    assert not dense(run_step(controller, make_images()))
+
+
+operations = st.lists(
+    st.sampled_from(['step', 'step', 'step', 'step', 'abort', 'flush', 'instruct', 'bad image']),
+    min_size=1,
+    max_size=40,
+)
+
+
+@given(
+    operations,
+    st.integers(0, 2**31),
+    st.integers(1, 4),
+    st.sampled_from([None, 5]),
+    st.sampled_from(['fixed', 'code']),
+    st.sampled_from([(0,), (1, 3)]),
+)
+def test_what_is_reused_was_computed_from_like_pixels_within_the_age_limit(
+    ops, seed, age_limit, period, schedule, prune_layers
+):
+    """Against an independent record of what each slot of each layer group was computed from."""
+    config = replace(
+        SAFE,
+        age_limit_steps=age_limit,
+        keyframe_period_steps=period,
+        schedule=schedule,
+        prune_layers=prune_layers,
+        fixed_ratios=(0.7,) * len(prune_layers),
+        protected_fraction=0.2,
+    )
+    rng = np.random.default_rng(seed)
+    controller = make_controller(config)
+    patches = np.full(LAYOUT.num_vision, 100)  # brightness of each patch
+    instruction = TASK
+    computed_from: list[np.ndarray] = []  # per group, brightness at the time; NaN: void
+    computed_at: list[np.ndarray] = []
+    valid = False
+    for now, op in enumerate(ops):
+        patches = np.clip(patches + rng.integers(-4, 5, patches.shape), 50, 200)
+        images = {
+            camera.name: np.repeat(
+                np.kron(
+                    patches[i * TOKENS : (i + 1) * TOKENS].reshape(SIDE, SIDE),
+                    np.ones((PATCH, PATCH)),
+                )[..., None],
+                3,
+                axis=2,
+            ).astype(np.uint8)
+            for i, camera in enumerate(LAYOUT)
+        }
+        if op == 'bad image':
+            with pytest.raises(ObservationError):
+                controller.plan({'front': images['front']}, instruction)
+            continue
+        if op == 'flush':
+            controller.flush('reset')
+            valid = False
+            continue
+        if op == 'instruct':
+            instruction += ' now'
+            valid = False
+        step = controller.plan(images, instruction)
+        plan = step.plan
+        if not valid:
+            assert dense(step)
+            assert step.mode == 'keyframe'
+        if step.mode == 'keyframe':
+            assert dense(step)
+            groups = len(plan.recompute)
+            computed_from = [np.full(LAYOUT.num_vision, np.nan) for _ in range(groups)]
+            computed_at = [np.full(LAYOUT.num_vision, -1) for _ in range(groups)]
+        for group, slots in enumerate(plan.recompute):
+            reused = np.setdiff1d(EVERY, slots) - LAYOUT.vision[0]
+            drift = np.abs(computed_from[group][reused] - patches[reused]) / 255
+            assert (drift <= config.difference_threshold + 1e-6).all()
+        if op == 'abort':
+            valid = False
+            continue
+        for group, slots in enumerate(plan.recompute):
+            vision = slots[(slots >= 1) & (slots < LAYOUT.vision[1])] - LAYOUT.vision[0]
+            computed_from[group][vision] = patches[vision]
+            computed_at[group][vision] = now
+        controller.commit(
+            step,
+            relevance=torch.from_numpy(rng.random(LAYOUT.num_vision)),
+            entropy=torch.from_numpy(rng.random(LAYERS)) if step.wants_entropy else None,
+        )
+        valid = True
+        steps = np.array(
+            [
+                sum(done in ('step', 'instruct') for done in ops[turn + 1 : now + 1])
+                for turn in np.min(computed_at, axis=0)
+            ]
+        )
+        assert (steps <= age_limit).all()
+        if period is not None:
+            assert (steps < period).all()
+
+
+def test_the_reported_age_counts_the_steps_since_every_group_ran():
+    controller = make_controller(replace(SAFE, age_limit_steps=3, protected_fraction=0.0))
+    ages = [int(run_step(controller).plan.age.max()) for _ in range(6)]
+    assert ages == [0, 0, 1, 2, 3, 0]
+
+
+# Switching off
+
+
+def test_the_preset_off_is_dense_and_says_so():
+    controller = make_controller(preset('off'))
+    for _ in range(3):
+        step = run_step(controller)
+        assert (step.mode, step.off_reason) == ('dense', 'switched off')
+        assert dense(step)
+        assert not step.wants_relevance
+
+
+def test_reuse_that_does_not_pay_switches_off_and_is_tried_again():
+    config = replace(
+        SAFE,
+        auto_off=True,
+        auto_off_min_steps=2,
+        auto_off_probe_steps=3,
+        keyframe_period_steps=2,
+    )
+    controller = make_controller(config)
+    steps = [run_step(controller, step_ms=20.0) for _ in range(9)]
+    assert [step.mode for step in steps] == [
+        *('keyframe', 'cached', 'keyframe', 'cached'),
+        *('dense', 'dense', 'dense'),
+        *('keyframe', 'cached'),
+    ]
+    assert steps[4].off_reason == 'does not pay: cached 20.00 ms, dense 20.00 ms'
+    assert steps[7].keyframe_reason == 'probe'
+
+
+def test_a_flush_while_off_is_reported_and_stays_dense():
+    controller = make_controller(preset('off'), steps=1)
+    controller.flush('reset')
+    step = run_step(controller)
+    assert (step.mode, step.flush_reason) == ('dense', 'reset')
+
+
+def test_reuse_that_pays_stays_on_and_times_come_from_the_injected_clock():
+    controller = make_controller(replace(SAFE, auto_off=True, auto_off_min_steps=1))
+    step = run_step(controller, step_ms=20.0)
+    for _ in range(20):
+        step = run_step(controller, step_ms=10.0)
+        assert step.off_reason == ''
+    step = run_step(controller)
+    assert step.mode == 'cached'
+    assert (step.diff_ms, step.selection_ms) == (pytest.approx(1), pytest.approx(1))
+
+
+def test_a_configuration_that_does_not_fit_the_decoder_is_refused():
+    with pytest.raises(ConfigError, match='prune layer'):
+        ReuseController(LAYOUT, LAYERS, preset('paper', 32))
