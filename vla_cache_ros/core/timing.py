@@ -90,6 +90,11 @@ class LatencyWindow:
         """Add one latency, milliseconds."""
         self._values.append(ms)
 
+    @property
+    def values(self) -> tuple[float, ...]:
+        """The window's latencies, oldest first, milliseconds."""
+        return tuple(self._values)
+
     def summary(self) -> LatencySummary | None:
         """Statistics of the window; None while it is empty."""
         if not self._values:
