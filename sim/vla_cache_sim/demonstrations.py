@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Protocol
@@ -252,15 +253,13 @@ class _View:
 
     def __init__(self, env: Any) -> None:
         self.env = env
-        self._values: dict[str, NDArray[Any]] | None = None
 
+    @cached_property
     def values(self) -> dict[str, NDArray[Any]]:
-        if self._values is None:
-            self._values = self.env.observe()
-        return self._values
+        return self.env.observe()
 
     def observation(self) -> Observation:
-        values = self.values()
+        values = self.values
         return Observation(
             images={camera: values[camera] for camera in self.env.cameras},
             proprioception=Proprioception(
@@ -293,7 +292,7 @@ class _Frame:
             for name, bit in RELEVANCE_BITS.items():
                 grid |= np.where(getattr(masks, name), bit, 0).astype(np.uint8)
         return cls(
-            view.values(),
+            view.values,
             action,
             policy_drives,
             scene.target_position_m(),

@@ -70,6 +70,7 @@ class Scene:
         body = domain.sim.model.body_name2id
         self._hand_body = body(robot.robot_model.eef_name)
         self._finger_bodies = body('gripper0_leftfinger'), body('gripper0_rightfinger')
+        self._shoulder_body = body('robot0_link2')
         self._finger_geoms = tuple(self._geoms_below(finger) for finger in self._finger_bodies)
         # The goals of the pick-and-place suites are one predicate: (in|on, object, place).
         goal = domain.parsed_problem['goal_state'][0]
@@ -105,6 +106,10 @@ class Scene:
             self.data.site_xpos[self._grip_site].copy(),
             self.data.site_xmat[self._grip_site].reshape(3, 3).copy(),
         )
+
+    def shoulder_position_m(self) -> np.ndarray:
+        """Centre of the arm's shoulder, float64 [3]; it never moves."""
+        return self.data.xpos[self._shoulder_body].copy()
 
     def finger_positions_m(self) -> np.ndarray:
         """Origins of the left and the right finger, float64 [2, 3]."""

@@ -8,6 +8,9 @@ import numpy as np
 MAX_OPENING_M = 0.079
 """Gap between the pads of the open Panda gripper."""
 
+MAX_STRETCH_M = 0.70
+"""Limit of the distance from shoulder to wrist, see `wrist_stretch_m`."""
+
 HOME_ANGLE_RAD = np.pi / 2
 """Direction of the closing axis in the arm's home position."""
 
@@ -15,6 +18,9 @@ _ANGLES_RAD = np.deg2rad(np.arange(0, 180, 5))
 _AXES = np.stack([np.cos(_ANGLES_RAD), np.sin(_ANGLES_RAD)])
 _NORMALS = np.stack([-_AXES[1], _AXES[0]])
 _SHIFTS_M = np.array([0.0, -0.01, 0.01, -0.02, 0.02, -0.03, 0.03])
+_WRIST_ABOVE_GRIP_M = 0.21
+_WRIST_OFFSET_M = 0.088
+_STRETCH_COST = 3.0
 _TURN_COST_M_PER_RAD = 0.012
 _SHIFT_COST = 0.3
 _FINGER_REACH_M = 0.034
@@ -29,7 +35,7 @@ _FINGER_HALF_WIDTH_M = 0.014
 
 _RIM_ANGLES_RAD = np.deg2rad(np.arange(0, 360, 10))
 _RIM_AXES = np.stack([np.cos(_RIM_ANGLES_RAD), np.sin(_RIM_ANGLES_RAD)])
-_RIM_DEPTH_M = 0.022
+_RIM_DEPTH_M = 0.03
 _RIM_INSET_M = 0.006
 
 
@@ -57,6 +63,35 @@ class Grasp:
 def angle_difference(a: Any, b: Any) -> Any:
     """a - b for axes (modulo pi), in [-pi/2, pi/2); numbers or arrays."""
     return (a - b + np.pi / 2) % np.pi - np.pi / 2
+
+
+def wrist_stretch_m(grip_m: np.ndarray, shoulder_m: np.ndarray) -> np.ndarray:
+    """Distance from the shoulder to the wrist's centre when the hand points straight down.
+
+    The Panda's elbow is straight at 0.72 m; beyond that pose it folds over, and the
+    operational-space controller cannot bring it back.
+
+    Args:
+        grip_m: float64 [..., 3], positions of the grip site.
+        shoulder_m: float64 [3].
+
+    Returns:
+        float64 [...].
+    """
+    offset = grip_m - shoulder_m
+    radius = np.hypot(offset[..., 0], offset[..., 1]) - _WRIST_OFFSET_M
+    return np.hypot(radius, offset[..., 2] + _WRIST_ABOVE_GRIP_M)
+
+
+def within_reach(grip_m: np.ndarray, shoulder_m: np.ndarray) -> np.ndarray:
+    """Move a goal for the grip site towards the shoulder until the elbow stays bent."""
+    offset = grip_m - shoulder_m
+    radius = float(np.hypot(*offset[:2]))
+    wrist = np.array([radius - _WRIST_OFFSET_M, offset[2] + _WRIST_ABOVE_GRIP_M])
+    wrist *= min(1.0, MAX_STRETCH_M / float(np.hypot(*wrist)))
+    share = (wrist[0] + _WRIST_OFFSET_M) / max(radius, 1e-6)
+    height = wrist[1] - _WRIST_ABOVE_GRIP_M
+    return shoulder_m + np.array([*(share * offset[:2]), height])
 
 
 def across_narrowest(
@@ -118,6 +153,7 @@ def on_rim(
     rotation: np.ndarray,
     points_m: np.ndarray,
     obstacles_m: np.ndarray,
+    shoulder_m: np.ndarray,
     previous: Grasp | None = None,
 ) -> Grasp:
     """Grasp the wall of an open round vessel: one finger inside, one outside.
@@ -125,12 +161,14 @@ def on_rim(
     Candidates are directions around the rim; the cheapest is taken, in metres:
 
         cost = 0.012 |turn from home| + 0.5 (highest rim - rim) + (0.05 + penetration of the hand)
+               + 3 max(0, stretch of the arm - 0.66)
 
     Args:
         position_m: float64 [3], the vessel's centre.
         rotation: float64 [3, 3], the vessel's axes; the third is that of its symmetry.
         points_m: float64 [n, 3], points on the vessel.
         obstacles_m: float64 [m, 3], points of everything else that is not the ground.
+        shoulder_m: float64 [3], see `wrist_stretch_m`.
         previous: The grasp chosen in the previous control step, see `across_narrowest`.
     """
     local = (points_m - position_m) @ rotation
@@ -146,7 +184,8 @@ def on_rim(
     turn = np.abs(angle_difference(_RIM_ANGLES_RAD, HOME_ANGLE_RAD))
     cost = _TURN_COST_M_PER_RAD * turn + 0.5 * (rim[2].max() - rim[2])
     hand = _hand_cost(grip[:2], _RIM_AXES, float(grip[2].min()), np.zeros(1), obstacles_m)
-    cost = cost + hand[:, 0]
+    stretch = wrist_stretch_m(grip.T + (0.0, 0.0, 0.1), shoulder_m)
+    cost = cost + hand[:, 0] + _STRETCH_COST * np.maximum(stretch - MAX_STRETCH_M + 0.04, 0.0)
     best = int(cost.argmin())
     if previous is not None:
         turned = (_RIM_ANGLES_RAD - previous.angle_rad + np.pi) % (2 * np.pi) - np.pi

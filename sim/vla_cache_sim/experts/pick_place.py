@@ -22,6 +22,7 @@ from vla_cache_sim.experts.grasps import (
     across_narrowest,
     angle_difference,
     on_rim,
+    within_reach,
 )
 from vla_cache_sim.scene import Scene
 
@@ -31,6 +32,8 @@ _GAIN = 2.0
 _METRES_PER_UNIT = 0.05
 _RADIANS_PER_UNIT = 0.5
 _MAX_ROTATION = 0.5
+_SLACK_STEPS = 5
+_OPENING_SPEED_M_S = 0.05
 _HOVER_M = 0.05
 """Height of the fingertips above the object's top before they straddle it."""
 _CLEARANCE_M = 0.025
@@ -46,6 +49,7 @@ class Expert:
         self.phase = 'approach'
         self._grasp: Grasp | None = None
         self._closing_steps = 0
+        self._slack_steps = _SLACK_STEPS
         pose = scene.pose(scene.target)
         extent = np.ptp((scene.points_m(scene.target) - pose.position_m) @ pose.rotation, axis=0)
         self._has_rim = bool(extent[:2].min() > MAX_OPENING_M)
@@ -56,6 +60,7 @@ class Expert:
         self.phase = 'approach'
         self._grasp = None
         self._closing_steps = 0
+        self._slack_steps = _SLACK_STEPS
 
     def act(self) -> np.ndarray:
         """The expert's action in the simulator's present state.
@@ -73,7 +78,14 @@ class Expert:
         return self._pick()
 
     def _holds(self) -> bool:
-        return all(self.scene.touches_fingers(self.scene.target))
+        """Whether both fingers touch the target; one may lose it for some steps as it settles."""
+        touches = self.scene.touches_fingers(self.scene.target)
+        if all(touches):
+            self._slack_steps = 0
+        else:
+            self._slack_steps += 1
+        opens = self.scene.gripper_speed_m_s() > _OPENING_SPEED_M_S
+        return any(touches) and not opens and self._slack_steps < _SLACK_STEPS
 
     def _delivered(self) -> bool:
         """Whether the object left the hand over its destination, and falls or lies there."""
@@ -132,7 +144,14 @@ class Expert:
         if not self._has_rim:
             return across_narrowest(points, self._obstacles_m(), self._grasp)
         pose = scene.pose(scene.target)
-        return on_rim(pose.position_m, pose.rotation, points, self._obstacles_m(), self._grasp)
+        return on_rim(
+            pose.position_m,
+            pose.rotation,
+            points,
+            self._obstacles_m(),
+            scene.shoulder_position_m(),
+            self._grasp,
+        )
 
     def _obstacles_m(self) -> np.ndarray:
         scene = self.scene
@@ -208,6 +227,7 @@ class Expert:
     def _move(self, goal_m: np.ndarray, angle_rad: float, gripper: float) -> np.ndarray:
         """Proportional step of the grip site towards a position, fingers down and turned."""
         pose = self.scene.gripper_pose()
+        goal_m = within_reach(goal_m, self.scene.shoulder_position_m())
         action = np.empty(7, dtype=np.float32)
         action[:3] = np.clip(_GAIN * (goal_m - pose.position_m) / _METRES_PER_UNIT, -1, 1)
         turn = angle_difference(angle_rad, self._finger_angle())
