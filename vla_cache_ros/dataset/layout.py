@@ -155,10 +155,11 @@ class DatasetSpec:
                 f'{path} has LeRobot layout {version!r}; valid: {CODEBASE_VERSION!r}. Convert it '
                 "with LeRobot's own conversion scripts, or record anew with `vla-cache demos`."
             )
-        own = dict(info.get('vla_cache') or {})
+        own: dict[str, Any] = dict(info.get('vla_cache') or {})
         own.pop('relevance_bits', None)
         try:
-            spec = cls(**own | {'cameras': tuple(own['cameras'])})
+            own['cameras'] = tuple(own['cameras'])
+            spec = cls(**own)
         except (KeyError, TypeError) as error:
             raise DatasetError(
                 f'{path} is a LeRobot dataset without the expert labels that training needs '

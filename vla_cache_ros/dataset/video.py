@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import av
 import numpy as np
+from av.error import FFmpegError
 from numpy.typing import NDArray
 
 from vla_cache_ros.core.errors import DatasetError
@@ -61,7 +62,7 @@ def decode_video(path: Path, frames: int) -> NDArray[np.uint8]:
                 cast(NDArray[np.uint8], picture.to_ndarray(format='rgb24'))
                 for picture in container.decode(stream)
             )
-    except (OSError, IndexError, av.FFmpegError) as error:
+    except (OSError, IndexError, FFmpegError) as error:
         raise DatasetError(
             f'cannot read the video {path}: {error}; it is missing or truncated. Copy the dataset '
             'again, or remove the episode.'

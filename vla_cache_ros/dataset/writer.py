@@ -199,7 +199,7 @@ def _column(rows: NDArray[Any]) -> pa.Array:
     return column
 
 
-def _stats(value: NDArray[np.float32]) -> dict[str, Any]:
+def _stats(value: NDArray[Any]) -> dict[str, Any]:
     """LeRobot's statistics of one feature, per element."""
     values = {
         'min': value.min(0),
@@ -220,7 +220,7 @@ def _stats_of(episode: Episode) -> dict[str, Any]:
 
 def _image_stats(video: NDArray[np.uint8]) -> dict[str, Any]:
     """LeRobot's statistics of a camera: per channel, of values in [0, 1], shape [3, 1, 1]."""
-    stats = _stats(video.reshape(-1, 3).astype(np.float32) / 255)
+    stats = _stats(video.reshape(-1, 3) / 255)
     nested = {name: [[[v]] for v in row] for name, row in stats.items() if name != 'count'}
     return nested | {'count': [len(video)]}
 
