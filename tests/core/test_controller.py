@@ -123,6 +123,17 @@ def test_a_flush_gives_a_keyframe_with_its_reason_once(reason):
     assert (after.mode, after.flush_reason) == ('cached', '')
 
 
+def test_relevance_and_schedule_of_before_a_flush_are_not_used_after_it():
+    for config, reason in (
+        (SAFE, 'no relevance yet'),
+        (replace(SAFE, schedule='code', protected_fraction=0.0), 'no entropy yet'),
+    ):
+        controller = make_controller(config, steps=2)
+        controller.flush('reset')
+        controller.commit(controller.plan(make_images(), TASK))
+        assert run_step(controller).keyframe_reason == reason
+
+
 @pytest.mark.parametrize(
     ('images', 'instruction', 'reason'),
     [
@@ -359,7 +370,9 @@ def test_reuse_that_does_not_pay_switches_off_and_is_tried_again():
         *('dense', 'dense', 'dense'),
         *('keyframe', 'cached'),
     ]
-    assert steps[4].off_reason == 'does not pay: cached 20.00 ms, dense 20.00 ms'
+    assert (
+        steps[4].off_reason == 'does not pay: cached 21.00 ms, dense 21.00 ms'
+    )  # 1 ms of commit()
     assert steps[7].keyframe_reason == 'probe'
 
 
@@ -376,8 +389,9 @@ def test_reuse_that_pays_stays_on_and_times_come_from_the_injected_clock():
     for _ in range(20):
         step = run_step(controller, step_ms=10.0)
         assert step.off_reason == ''
-    step = run_step(controller)
+    step = controller.plan(make_images(), TASK)
     assert step.mode == 'cached'
+    assert controller.commit(step) == pytest.approx(1)
     assert (step.diff_ms, step.selection_ms) == (pytest.approx(1), pytest.approx(1))
 
 

@@ -233,6 +233,13 @@ def test_a_dropped_token_never_comes_back_where_a_later_ratio_is_smaller():
     assert [len(slots) for slots in plan.recompute] == [10, 7, 7]
 
 
+def test_a_ratio_of_zero_still_reuses_one_candidate_as_published():
+    layout = make_layout(2, 1)
+    config = replace(PLAIN, schedule='code')
+    plan = make_plan(make_inputs([1.0] * 4, ratios=np.zeros(LAYERS)), config, layout, LAYERS)
+    assert reused_tokens(plan, layout) == [0]
+
+
 def test_an_entropy_schedule_without_entropies_is_dense():
     layout = make_layout(2, 1)
     config = replace(PLAIN, schedule='code')

@@ -2,6 +2,8 @@
 
 Reuse pays when cached < (1 - margin) dense. Keyframes do not enter the comparison: with one in p
 steps the mean step takes ((p - 1) cached + dense) / p, less than dense exactly when cached is.
+A keyframe that also computes attention entropies takes longer than a plain dense step; under an
+entropy schedule the judgement is lenient by that much.
 """
 
 from collections import deque

@@ -36,7 +36,7 @@ class PlannedStep:
         wants_relevance: Whether commit() wants text-to-vision attention of this step.
         wants_entropy: Whether commit() wants attention entropies of this step.
         diff_ms: Time of the patch comparison, milliseconds.
-        selection_ms: Time of the selection, milliseconds.
+        selection_ms: Time of the selection, milliseconds; commit() takes the rest of the overhead.
     """
 
     plan: ReusePlan
@@ -132,14 +132,18 @@ class ReuseController:
         relevance: Tensor | NDArray[np.float32] | None = None,
         entropy: Tensor | NDArray[np.float64] | None = None,
         step_ms: float | None = None,
-    ) -> None:
+    ) -> float:
         """Record that the planned step ran: its tokens' pixels become the reference.
 
         Args:
             step: What plan() returned.
             relevance: Text-to-vision attention of this step, [V]; None keeps the earlier one.
             entropy: Attention entropy per layer, [L], nats; None keeps the earlier schedule.
-            step_ms: Time of the whole policy step, milliseconds; None: from plan() until now.
+            step_ms: Time of the whole policy step up to here, milliseconds; None: since plan()
+                was called.
+
+        Returns:
+            Time that this took (references, schedule), milliseconds: overhead of the step, too.
 
         Raises:
             VlaCacheError: The step is not the one planned last, was flushed or committed since, or
@@ -147,14 +151,17 @@ class ReuseController:
         """
         if self._pending is not step:
             raise VlaCacheError('commit() takes, once, the step that plan() returned last.')
+        started = self._clock()
         if step_ms is None:
-            step_ms = (self._clock() - self._pending_since) * 1e3
+            step_ms = (started - self._pending_since) * 1e3
         if self._pending_frame is not None:
             self._take_statistics(relevance, entropy)
             self._take_reference(step, self._pending_frame)
-        self._auto_off.record(step.mode == 'cached', step_ms)
         self._pending = None
         self._pending_frame = None
+        commit_ms = (self._clock() - started) * 1e3
+        self._auto_off.record(step.mode == 'cached', step_ms + commit_ms)
+        return commit_ms
 
     def flush(self, reason: str) -> None:
         """Take the cache as empty; the next step is a keyframe and reports the reason."""
