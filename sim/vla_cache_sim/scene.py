@@ -61,6 +61,7 @@ class Scene:
         self.domain = domain
         self._corners: dict[int, np.ndarray] = {}
         self._below: dict[int, np.ndarray] = {}
+        self._body_points: dict[str, list[tuple[int, np.ndarray]]] = {}
         robot = domain.robots[0]
         self._arm_qpos = np.asarray(robot._ref_joint_pos_indexes)
         self._gripper_qpos = np.asarray(robot._ref_gripper_joint_pos_indexes)
@@ -226,14 +227,24 @@ class Scene:
 
     def points_m(self, name: str) -> np.ndarray:
         """Points on an object's collision geometry, at most 3 cm apart, in the world, [n, 3]."""
-        geoms = self._geoms_below(self.domain.obj_body_id[name])
+        if name not in self._body_points:
+            self._body_points[name] = self._points_by_body(name)
         return np.concatenate(
             [
-                self._corners_of(geom) @ self.data.geom_xmat[geom].reshape(3, 3).T
-                + self.data.geom_xpos[geom]
-                for geom in geoms[self.model.geom_group[geoms] == _COLLISION_GROUP]
+                points @ self.data.xmat[body].reshape(3, 3).T + self.data.xpos[body]
+                for body, points in self._body_points[name]
             ]
         )
+
+    def _points_by_body(self, name: str) -> list[tuple[int, np.ndarray]]:
+        """Points on the collision geometry in the frame of the body that carries it."""
+        geoms = self._geoms_below(self.domain.obj_body_id[name])
+        by_body: dict[int, list[np.ndarray]] = {}
+        for geom in geoms[self.model.geom_group[geoms] == _COLLISION_GROUP]:
+            rotation = Rotation.from_quat(self.model.geom_quat[geom], scalar_first=True)
+            points = rotation.apply(self._corners_of(geom)) + self.model.geom_pos[geom]
+            by_body.setdefault(int(self.model.geom_bodyid[geom]), []).append(points)
+        return [(body, np.concatenate(points)) for body, points in by_body.items()]
 
     def touches_fingers(self, name: str) -> tuple[bool, bool]:
         """Whether the object touches the left and the right finger."""
