@@ -1,0 +1,173 @@
+"""The command guard as a node: what reaches the robot is finite, in limits, fresh, never repeated.
+
+It hands out the actions of the newest chunk one by one and sends the null action when there is
+none, so that a silent policy means an arm at rest. It is small on purpose: no torch, no model, up
+before anything else and alive after everything else.
+"""
+
+import json
+import time
+from collections import Counter
+from typing import Any
+
+from rclpy.node import Node
+from sensor_msgs.msg import JointState
+from std_msgs.msg import String
+from std_srvs.srv import Trigger
+from trajectory_msgs.msg import JointTrajectory
+
+from vla_cache_ros.core.action_queue import ActionQueue
+from vla_cache_ros.core.errors import ObservationError
+from vla_cache_ros.core.guard import CommandGuard, GuardConfig
+from vla_cache_ros.core.types import ActionChunk
+from vla_cache_ros.nodes import qos
+from vla_cache_ros.nodes.conversions import (
+    actions_to_trajectory,
+    stamp_to_ns,
+    trajectory_to_actions,
+)
+from vla_cache_ros.nodes.parameters import GuardParameters, declare
+from vla_cache_ros.nodes.running import run_nodes
+
+
+class CommandGuardNode(Node):
+    """Sends one checked command per control step.
+
+    Subscribes (relative names, remappable):
+        vla/action_chunk (trajectory_msgs/JointTrajectory); one without points revokes the rest.
+        joint_states (sensor_msgs/JointState), in state pacing: each asks for one command.
+    Publishes:
+        vla/action (trajectory_msgs/JointTrajectory of one point): the command, stamped with the
+            state it answers (state pacing) or the time it was sent (timer pacing).
+        vla/status (std_msgs/String): JSON of each command: what it came from and what was changed.
+    Serves:
+        ~/reset (std_srvs/Trigger): forget chunk and clock.
+    """
+
+    def __init__(self, node_name: str = 'command_guard', **node_arguments: Any) -> None:
+        """Start guarding.
+
+        Args:
+            node_name: Name of the node.
+            **node_arguments: Passed on to rclpy's Node.
+
+        Raises:
+            ConfigError: A parameter is out of its range, or the limits contradict one another.
+        """
+        super().__init__(node_name, **node_arguments)
+        self._settings = parameters = declare(self, GuardParameters)
+        self._queue = ActionQueue(parameters.actions_per_chunk)
+        self._guard = CommandGuard(
+            GuardConfig(
+                lower=parameters.lower_limits,
+                upper=parameters.upper_limits,
+                on_limit=parameters.on_limit,
+                max_age_ms=1e3 * parameters.stale_image_timeout_s,
+            )
+        )
+        self._refused: Counter[str] = Counter()
+        self._asked_ns: int | None = None  # a control step that waits for its command
+
+        overridable = {'qos_overriding_options': qos.overridable()}
+        self._command_publisher = self.create_publisher(
+            JointTrajectory, 'vla/action', qos.command(), **overridable
+        )
+        self._status_publisher = self.create_publisher(
+            String, 'vla/status', qos.report(), **overridable
+        )
+        self.create_subscription(
+            JointTrajectory, 'vla/action_chunk', self._on_chunk, qos.command(), **overridable
+        )
+        self.create_service(Trigger, '~/reset', self._on_reset)
+        self._timer = None
+        if parameters.pacing == 'state':
+            self.create_subscription(
+                JointState, 'joint_states', self._on_state, qos.state(), **overridable
+            )
+        else:
+            # On the node's own clock: simulated time paces it where use_sim_time is set.
+            self._timer = self.create_timer(1 / parameters.control_frequency_hz, self._on_period)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Reason -> commands changed or chunks refused for it; 'passed' -> commands let through."""
+        return dict(self._guard.counts) | dict(self._refused)
+
+    def _on_state(self, message: JointState) -> None:
+        """Lockstep: answer this state now, or as soon as a chunk is there."""
+        self._asked_ns = stamp_to_ns(message.header.stamp)
+        if self._queue.remaining:
+            self._answer()
+
+    def _on_period(self) -> None:
+        """Timer: answer this period; without an action, by the null action and at the next chunk."""
+        self._asked_ns = now_ns = self.get_clock().now().nanoseconds
+        is_starved = self._queue.needs_replan
+        self._answer()
+        self._asked_ns = now_ns if is_starved else None
+
+    def _on_chunk(self, message: JointTrajectory) -> None:
+        stamp_ns = stamp_to_ns(message.header.stamp)
+        try:
+            actions = trajectory_to_actions(message)
+        except ObservationError as error:
+            self._refused['bad_chunk'] += 1
+            self.get_logger().warning(f'chunk refused: {error}', throttle_duration_sec=1.0)
+            self._revoke()
+            return
+        if not len(actions):
+            self._revoke()
+        elif not self._queue.load(ActionChunk(actions, stamp_ns)):
+            self._refused['repeated_chunk'] += 1
+            self.get_logger().warning(
+                f'chunk of stamp {stamp_ns} refused: one of that stamp or a newer one was loaded.',
+                throttle_duration_sec=1.0,
+            )
+        elif self._asked_ns is not None:
+            if self._timer is not None:
+                self._asked_ns = self.get_clock().now().nanoseconds
+                self._timer.reset()  # the new chunk's rhythm begins with its first action
+            self._answer()
+
+    def _revoke(self) -> None:
+        """Forget the chunk; a step that waits for its command gets the null action."""
+        self._queue.clear()
+        if self._asked_ns is not None and self._timer is None:
+            self._answer()
+
+    def _answer(self) -> None:
+        """Send the command of the control step that asked."""
+        asked_ns, self._asked_ns = self._asked_ns, None
+        assert asked_ns is not None  # callers checked
+        queued = self._queue.pop()
+        if queued is None:
+            command = self._guard.check(None, asked_ns, asked_ns)
+        else:
+            command = self._guard.check(queued.action, queued.stamp_ns, asked_ns, queued.sequence)
+        if 'clock_backwards' in command.reasons:
+            self._queue.clear()  # its stamps belong to a time that is over
+        if not self._settings.dry_run:
+            self._command_publisher.publish(actions_to_trajectory(command.action[None], asked_ns))
+        status = {
+            'stamp_ns': asked_ns,
+            'published_ns': time.monotonic_ns(),
+            'image_stamp_ns': None if queued is None else queued.stamp_ns,
+            'index': None if queued is None else queued.index,
+            'is_null': command.is_null,
+            'reasons': command.reasons,
+            'dry_run': self._settings.dry_run,
+            'counts': self.counts,
+        }
+        self._status_publisher.publish(String(data=json.dumps(status)))
+
+    def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        self._queue.clear()
+        self._guard.reset()
+        self._asked_ns = None
+        response.success = True
+        return response
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the node on its own."""
+    return run_nodes(CommandGuardNode, args=args)
