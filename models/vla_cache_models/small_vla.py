@@ -5,7 +5,18 @@ from vla_cache_models.parallel_vla import VlaConfig
 from vla_cache_models.proprioception import PROPRIOCEPTION_SIZE
 
 TEXT_TOKENS = 24
-"""Longest LIBERO instruction: 22 words."""
+"""The longest instruction of the four LIBERO suites has 19 words."""
+
+LIBERO_WORDS = tuple(
+    (
+        'alphabet and back basket bbq between black book both bottle bottom bowl box butter '
+        'cabinet caddy center cheese chocolate close compartment cookie cream drawer dressing '
+        'from front in inside it juice ketchup left microwave middle milk moka mug next of on '
+        'open orange pick place plate pot pots pudding push put rack ramekin right salad sauce '
+        'soup stove table the to tomato top turn up white wine wooden yellow'
+    ).split()
+)
+"""Every word of the four suites, so that a checkpoint can learn further tasks later."""
 
 
 def small_vla_config(vocabulary_size: int, attention: str = 'camera_isolated') -> VlaConfig:
