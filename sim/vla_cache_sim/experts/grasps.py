@@ -8,8 +8,8 @@ import numpy as np
 MAX_OPENING_M = 0.079
 """Gap between the pads of the open Panda gripper."""
 
-MAX_STRETCH_M = 0.70
-"""Limit of the distance from shoulder to wrist, see `wrist_stretch_m`."""
+MIN_STRETCH_M, MAX_STRETCH_M = 0.28, 0.70
+"""Limits of the distance from shoulder to wrist, see `wrist_stretch_m`."""
 
 HOME_ANGLE_RAD = np.pi / 2
 """Direction of the closing axis in the arm's home position."""
@@ -36,6 +36,8 @@ _FINGER_HALF_WIDTH_M = 0.014
 _RIM_ANGLES_RAD = np.deg2rad(np.arange(0, 360, 10))
 _RIM_AXES = np.stack([np.cos(_RIM_ANGLES_RAD), np.sin(_RIM_ANGLES_RAD)])
 _RIM_DEPTH_M = 0.03
+_WALL_LEAN = 0.3
+"""Slope of a bowl's wall, horizontal over vertical."""
 _RIM_INSET_M = 0.006
 
 
@@ -84,11 +86,12 @@ def wrist_stretch_m(grip_m: np.ndarray, shoulder_m: np.ndarray) -> np.ndarray:
 
 
 def within_reach(grip_m: np.ndarray, shoulder_m: np.ndarray) -> np.ndarray:
-    """Move a goal for the grip site towards the shoulder until the elbow stays bent."""
+    """Move a goal for the grip site to where the elbow is neither straight nor fully folded."""
     offset = grip_m - shoulder_m
     radius = float(np.hypot(*offset[:2]))
     wrist = np.array([radius - _WRIST_OFFSET_M, offset[2] + _WRIST_ABOVE_GRIP_M])
-    wrist *= min(1.0, MAX_STRETCH_M / float(np.hypot(*wrist)))
+    stretch = float(np.hypot(*wrist))
+    wrist *= np.clip(stretch, MIN_STRETCH_M, MAX_STRETCH_M) / max(stretch, 1e-6)
     share = (wrist[0] + _WRIST_OFFSET_M) / max(radius, 1e-6)
     height = wrist[1] - _WRIST_ABOVE_GRIP_M
     return shoulder_m + np.array([*(share * offset[:2]), height])
@@ -160,8 +163,8 @@ def on_rim(
 
     Candidates are directions around the rim; the cheapest is taken, in metres:
 
-        cost = 0.012 |turn from home| + 0.5 (highest rim - rim) + (0.05 + penetration of the hand)
-               + 3 max(0, stretch of the arm - 0.66)
+        cost = 0.012 |turn from home| + 0.3 (1 - verticality of the wall)
+               + (0.05 + penetration of the hand) + 3 max(0, stretch of the arm - 0.66)
 
     Args:
         position_m: float64 [3], the vessel's centre.
@@ -182,7 +185,11 @@ def on_rim(
     grip = rim - _RIM_INSET_M * outward - np.array([[0.0], [0.0], [_RIM_DEPTH_M]])
 
     turn = np.abs(angle_difference(_RIM_ANGLES_RAD, HOME_ANGLE_RAD))
-    cost = _TURN_COST_M_PER_RAD * turn + 0.5 * (rim[2].max() - rim[2])
+    # The wall runs down from the rim along the vessel's axis, leaning inwards.
+    wall = _WALL_LEAN * in_vessel[:2] / radius
+    verticality = rotation[2] @ np.concatenate([wall, np.ones((1, wall.shape[1]))])
+    verticality = verticality / np.hypot(1.0, _WALL_LEAN)
+    cost = _TURN_COST_M_PER_RAD * turn - 0.3 * verticality
     hand = _hand_cost(grip[:2], _RIM_AXES, float(grip[2].min()), np.zeros(1), obstacles_m)
     stretch = wrist_stretch_m(grip.T + (0.0, 0.0, 0.1), shoulder_m)
     cost = cost + hand[:, 0] + _STRETCH_COST * np.maximum(stretch - MAX_STRETCH_M + 0.04, 0.0)
