@@ -54,7 +54,7 @@ endif
 .PHONY: help
 help: ## list the targets
 	@echo 'usage: make TARGET [TASK=suite/index] [PYTHON=python3.11] [TORCH_INDEX_URL=...]'
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | column -t -s '|'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F '|' '{printf "  %-10s %s\n", $$1, $$2}'
 
 .PHONY: setup
 setup: system $(LAYERS) $(PACKAGE_STAMP) ## install what the demo needs, into .venv
@@ -94,34 +94,43 @@ system:
 
 # Layers depend on one another in order only: redoing one does not redo the next.
 $(VENV_STAMP): | system
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet pip==$(PIP_VERSION)
+	@echo 'Set-up: Python environment in $(VENV)'
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet pip==$(PIP_VERSION)
 	@mkdir -p $(STAMPS) && touch $@
 
 $(TORCH_STAMP): | $(VENV_STAMP)
-	$(PIP) torch==$(TORCH_VERSION) $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL))
+	@echo 'Set-up: PyTorch $(TORCH_VERSION)'
+	@$(PIP) torch==$(TORCH_VERSION) $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL))
 	@touch $@
 
 $(BASE_STAMP): | $(TORCH_STAMP)
-	$(PIP) -r requirements/base.txt
+	@echo 'Set-up: what the policy needs'
+	@$(PIP) -r requirements/base.txt
 	@touch $@
 
 $(ROS_STAMP): | $(BASE_STAMP)
-	$(PIP) -r requirements/ros.txt
+	@echo 'Set-up: ROS 2 wheels'
+	@$(PIP) -r requirements/ros.txt
 	@touch $@
 
 $(LIBERO_STAMP): | $(BASE_STAMP)
-	$(PIP) -r requirements/libero.txt
+	@echo 'Set-up: LIBERO, simulator and scenes'
+	@$(PIP) -r requirements/libero.txt
 	@touch $@
 
 $(DEMO_STAMP): | $(BASE_STAMP) $(LIBERO_STAMP)
-	$(PIP) -r requirements/demo.txt
+	@echo "Set-up: the demo's report"
+	@$(PIP) -r requirements/demo.txt
 	@touch $@
 
 $(DEV_STAMP): | $(LAYERS)
-	$(PIP) -r requirements/dev.txt
+	@echo 'Set-up: training and tests'
+	@$(PIP) -r requirements/dev.txt
 	@touch $@
 
+# pip warns about editable installs as such; there is nothing to do about it.
 $(PACKAGE_STAMP): | $(BASE_STAMP)
-	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps -e .
+	@echo 'Set-up: this package, editable'
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps -e .
 	@touch $@
