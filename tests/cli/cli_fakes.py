@@ -82,13 +82,14 @@ class FakePolicies:
 
 
 class FakeEnv:
-    """Succeeds after ten steps, except from initial states that a multiple of three."""
+    """Succeeds after ten steps, except from initial states that are a multiple of three."""
 
     def __init__(self, suite: str, task: int, image_size_px: int, fault: str = '') -> None:
         self.suite, self.task, self.size, self.fault = suite, task, image_size_px, fault
         self.steps = self.init_state = 0
         self.observed = 0
         self.closed = False
+        self.instruction = 'pick up the cube'
 
     def reset(self, *, seed=None, options=None):
         self.task, self.init_state = options['task'], options['init_state']
@@ -111,20 +112,29 @@ class FakeEnv:
         self.observed += 1
         rng = np.random.default_rng(self.steps)
         image = rng.integers(0, 255, (self.size, self.size, 3), dtype=np.uint8)
+        return {'agentview': image, 'wrist': image[::-1].copy(), **self.proprioception()}
+
+    def close(self) -> None:
+        self.closed = True
+
+    @property
+    def unwrapped(self):
+        return self
+
+    @property
+    def scene(self):
+        return self
+
+    def proprioception(self):
         return {
-            'agentview': image,
-            'wrist': image[::-1].copy(),
             'ee_position_m': np.zeros(3, np.float32),
             'ee_quaternion_xyzw': np.array([0, 0, 0, 1], np.float32),
             'gripper_position_m': np.zeros(2, np.float32),
             'joint_position_rad': np.zeros(7, np.float32),
         }
 
-    def close(self) -> None:
-        self.closed = True
-
     def _info(self, success: bool):
-        return {'success': success, 'instruction': 'pick up the cube', 'task': self.task}
+        return {'success': success, 'instruction': self.instruction, 'task': self.task}
 
 
 @dataclass(frozen=True)

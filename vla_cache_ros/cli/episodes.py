@@ -27,6 +27,11 @@ CONTROL_PERIOD_NS = 50_000_000
 class Environment(Protocol):
     """What an episode needs of a simulator; `vla_cache_sim.libero.LiberoEnv` has it."""
 
+    @property
+    def instruction(self) -> str:
+        """The present task in words."""
+        ...
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

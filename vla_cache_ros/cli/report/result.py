@@ -18,13 +18,17 @@ class GraphFigures:
     """What the ROS graph did during one episode.
 
     Attributes:
-        latency_ms: Image stamp -> first command, wall time, one per policy step.
+        latency_ms: Image capture -> first command, wall time, one per policy step.
+        overhead_ms: The part of it that is not inference.
+        publish_ms: Publishing the chunk.
         refresh_hz: Policy steps per second of wall time.
         command_hz: Commands per second of wall time.
         counts: What was dropped, missed or replaced -> how often.
     """
 
     latency_ms: tuple[float, ...] = ()
+    overhead_ms: tuple[float, ...] = ()
+    publish_ms: tuple[float, ...] = ()
     refresh_hz: float = float('nan')
     command_hz: float = float('nan')
     counts: Mapping[str, int] = field(default_factory=dict[str, int])
@@ -151,11 +155,8 @@ def _arm_metrics(episodes: Sequence[DemoEpisode]) -> dict[str, Any]:
     judged = [episode for episode in episodes if episode.row.judged]
     reports = [report for episode in judged for report in episode.reports]
     latencies = [value for episode in judged for value in episode.graph.latency_ms]
-    overheads = [
-        latency - report.total_ms
-        for episode in judged
-        for latency, report in zip(episode.graph.latency_ms, episode.reports, strict=False)
-    ]
+    overheads = [value for episode in judged for value in episode.graph.overhead_ms]
+    publishing = [value for episode in judged for value in episode.graph.publish_ms]
     stages = list(dict.fromkeys(stage for report in reports for stage in report.stage_ms))
     rate = wilson_rate(sum(episode.row.success for episode in judged), len(judged))
     return {
@@ -168,6 +169,7 @@ def _arm_metrics(episodes: Sequence[DemoEpisode]) -> dict[str, Any]:
         },
         'latency_ms': _quantiles(latencies),
         'not_inference_ms': _quantiles(overheads),
+        'publish_ms': _quantiles(publishing),
         'loop_ms': _quantiles(
             [1000.0 * episode.wall_s / episode.steps for episode in judged if episode.steps]
         ),
