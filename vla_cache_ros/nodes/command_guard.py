@@ -68,29 +68,20 @@ class CommandGuardNode(Node):
         self._refused: Counter[str] = Counter()
         self._asked_ns: int | None = None  # a control step that waits for its command
 
-        overridable = {'qos_overriding_options': qos.overridable()}
-        self._command_publisher = self.create_publisher(
-            JointTrajectory, 'vla/action', qos.command(), **overridable
-        )
-        self._status_publisher = self.create_publisher(
-            String, 'vla/status', qos.report(), **overridable
-        )
-        self.create_subscription(
-            JointTrajectory, 'vla/action_chunk', self._on_chunk, qos.command(), **overridable
-        )
+        self._command_publisher = qos.publish(self, JointTrajectory, 'vla/action', qos.command())
+        self._status_publisher = qos.publish(self, String, 'vla/status', qos.report())
+        qos.subscribe(self, JointTrajectory, 'vla/action_chunk', self._on_chunk, qos.command())
         self.create_service(Trigger, '~/reset', self._on_reset)
         self._timer = None
         if parameters.pacing == 'state':
-            self.create_subscription(
-                JointState, 'joint_states', self._on_state, qos.state(), **overridable
-            )
+            qos.subscribe(self, JointState, 'joint_states', self._on_state, qos.state())
         else:
             # On the node's own clock: simulated time paces it where use_sim_time is set.
             self._timer = self.create_timer(1 / parameters.control_frequency_hz, self._on_period)
 
     @property
     def counts(self) -> dict[str, int]:
-        """Reason -> commands changed or chunks refused for it; 'passed' -> commands let through."""
+        """Reason -> commands changed or chunks refused; 'passed' -> commands let through."""
         return dict(self._guard.counts) | dict(self._refused)
 
     def _on_state(self, message: JointState) -> None:
@@ -100,7 +91,7 @@ class CommandGuardNode(Node):
             self._answer()
 
     def _on_period(self) -> None:
-        """Timer: answer this period; without an action, by the null action and at the next chunk."""
+        """Timer: answer this period; when there is no action, also as soon as a chunk is there."""
         self._asked_ns = now_ns = self.get_clock().now().nanoseconds
         is_starved = self._queue.needs_replan
         self._answer()

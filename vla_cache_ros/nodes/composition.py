@@ -53,7 +53,8 @@ class Graph:
             policy_factory: Makes the policy; default: by policy_node's parameters.
             env_factory: Makes the environment; default: by sim_bridge's parameters.
             params_file: ROS parameter file.
-            overrides: Node name -> parameter -> value; these win over the file.
+            overrides: Node name -> parameter -> value; these win over the file. use_sim_time is
+                set for every node but the simulator, whose clock it is.
             namespace: ROS namespace of all nodes.
 
         Raises:
@@ -73,7 +74,7 @@ class Graph:
             self.executor = make_executor()
 
             def create(node_class: Callable[..., Any], name: str, *factory: Any) -> Any:
-                values = (overrides or {}).get(name, {})
+                values = {'use_sim_time': name != 'sim_bridge', **(overrides or {}).get(name, {})}
                 node = node_class(
                     *factory,
                     namespace=namespace,

@@ -82,7 +82,7 @@ def image_to_rgb(message: Image) -> NDArray[np.uint8]:
         strides=(message.step, channels, 1),
     )
     if message.encoding in _TO_RGB:
-        return np.asarray(cv2.cvtColor(pixels, _TO_RGB[message.encoding]))
+        return cv2.cvtColor(pixels, _TO_RGB[message.encoding]).astype(np.uint8, copy=False)
     return pixels[..., :3]
 
 
@@ -109,7 +109,7 @@ def rgb_to_image(pixels: NDArray[np.uint8], stamp: Time, frame_id: str) -> Image
     message.step = 3 * message.width
     # rclpy copies an array.array in one go; a list or bytes it checks element by element.
     data = array.array('B')
-    data.frombytes(memoryview(np.ascontiguousarray(pixels)).cast('B'))
+    data.frombytes(np.ascontiguousarray(pixels).data.cast('B'))
     message.data = data
     return message
 

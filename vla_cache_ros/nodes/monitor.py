@@ -90,18 +90,19 @@ class Monitor(Node):
         """
         super().__init__(node_name, **node_arguments)
         self._settings = declare(self, MonitorParameters)
+        self._guard_counts: dict[str, int] = {}
         self.clear()
 
-        overridable = {'qos_overriding_options': qos.overridable()}
-        self._publisher = self.create_publisher(
-            DiagnosticArray, '/diagnostics', qos.report(), **overridable
+        self._publisher = qos.publish(self, DiagnosticArray, '/diagnostics', qos.report())
+        qos.subscribe(self, String, 'policy_node/step_report', self._on_step, qos.report())
+        qos.subscribe(self, String, 'vla/status', self._on_status, qos.report())
+        qos.subscribe(
+            self,
+            TimeReference,
+            'sim_bridge/time_reference',
+            self._on_time_reference,
+            qos.report(),
         )
-        for kind, topic, callback in (
-            (String, 'policy_node/step_report', self._on_step),
-            (String, 'vla/status', self._on_status),
-            (TimeReference, 'sim_bridge/time_reference', self._on_time_reference),
-        ):
-            self.create_subscription(kind, topic, callback, qos.report(), **overridable)
         steady_timer(self, self._settings.publish_period_s, self._publish)
 
     def clear(self) -> None:
@@ -113,7 +114,7 @@ class Monitor(Node):
         self._null_commands = 0
         self._deadline_misses = 0
         self._drops: Counter[str] = Counter()
-        self._guard_counts: dict[str, int] = {}
+        self._guard_before: dict[str, int] = dict(self._guard_counts)
         self._last_step: dict[str, Any] = {}
         self._last_drop = ''
         self._captured_ns = Recent()
@@ -134,7 +135,11 @@ class Monitor(Node):
             null_commands=self._null_commands,
             deadline_misses=self._deadline_misses,
             drops=dict(self._drops),
-            guard=dict(self._guard_counts),
+            guard={
+                reason: count - self._guard_before.get(reason, 0)
+                for reason, count in self._guard_counts.items()
+                if count > self._guard_before.get(reason, 0)
+            },
             last_step=dict(self._last_step),
         )
 

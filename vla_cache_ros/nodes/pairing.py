@@ -85,10 +85,10 @@ class Pairing:
         """Keep an image as its camera's newest.
 
         Returns:
-            What was dropped thereby: this image, when its stamp does not move on ('repeated_stamp')
-            or the clock went backwards ('clock_backwards': everything kept is then forgotten); or
-            the image it replaces, when that never found its counterparts ('unpaired_image',
-            'missing_camera').
+            What was dropped thereby: this image, when its stamp does not move on
+            ('repeated_stamp') or the clock went backwards ('clock_backwards': everything kept is
+            then forgotten); or the image it replaces, when that never found its counterparts
+            ('unpaired_image', 'missing_camera').
         """
         newest_ns = self._newest_ns.get(camera)
         if newest_ns is not None and stamp_ns < newest_ns:

@@ -74,6 +74,11 @@ class PolicyParameters:
     checkpoint: str = parameter(
         '', 'Path of the weights; empty means the weights that the package brings.'
     )
+    dtype: str = parameter(
+        'float32',
+        'Number format of weights and activations.',
+        choices=('float32', 'bfloat16'),
+    )
     device: str = parameter('cpu', "Device that the model runs on: 'cpu', 'cuda', 'cuda:1', ..")
     cache_preset: str = parameter(
         'safe',
@@ -269,7 +274,8 @@ def declare(node: Node, table: type[ValuesT]) -> ValuesT:
         UnknownNameError: A value is not among the choices.
     """
     for field in dataclasses.fields(table):  # type: ignore[arg-type]  # always a dataclass
-        default = list(field.default) if isinstance(field.default, tuple) else field.default
+        default: Any = field.default
+        default = list(default) if isinstance(default, tuple) else default
         try:
             node.declare_parameter(field.name, default, descriptor(table, field.name))
         except (InvalidParameterTypeException, InvalidParameterValueException) as error:

@@ -13,6 +13,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,13 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from vla_cache_ros.core.errors import InstructionError, ObservationError, VlaCacheError
+from vla_cache_ros.core.errors import (
+    ConfigError,
+    InstructionError,
+    ObservationError,
+    UnknownNameError,
+    VlaCacheError,
+)
 from vla_cache_ros.core.protocols import Policy
 from vla_cache_ros.core.types import ActionChunk, Observation, StepReport
 from vla_cache_ros.nodes import qos
@@ -38,8 +46,12 @@ from vla_cache_ros.nodes.latest_worker import LatestWorker
 from vla_cache_ros.nodes.pairing import Drop, PairedInputs, Pairing
 from vla_cache_ros.nodes.parameters import PolicyParameters, declare, read
 from vla_cache_ros.nodes.running import autostart, run_nodes
+from vla_cache_ros.resources import resource_folder
 
 PolicyFactory = Callable[[PolicyParameters], Policy]
+
+POLICIES = ('small_vla',)
+"""Policies that can be loaded by name."""
 
 STOPLESS_DROPS = frozenset({'unpaired_image', 'superseded', 'repeated_stamp'})
 """Drops that are part of normal running, where the next image is on its way: no empty chunk."""
@@ -130,33 +142,24 @@ class PolicyNode(LifecycleNode):
         with self._lock:
             self._drops.clear()
             self._instruction = ''
-        overridable = {'qos_overriding_options': qos.overridable()}
-        self._chunk_publisher = self.create_lifecycle_publisher(
-            JointTrajectory, 'vla/action_chunk', qos.command(), **overridable
+        self._chunk_publisher = qos.publish(
+            self, JointTrajectory, 'vla/action_chunk', qos.command()
         )
-        self._report_publisher = self.create_lifecycle_publisher(
-            String, '~/step_report', qos.report(), **overridable
-        )
+        self._report_publisher = qos.publish(self, String, '~/step_report', qos.report())
         self._owned = [
-            self.create_subscription(
+            qos.subscribe(
+                self,
                 Image,
                 f'camera/{camera}/image_raw',
-                lambda message, camera=camera: self._on_image(camera, message),
+                partial(self._on_image, camera),
                 qos.frame(),
-                **overridable,
             )
             for camera in self._policy.camera_names
         ]
         self._owned += [
-            self.create_subscription(
-                JointState, 'joint_states', self._on_joints, qos.state(), **overridable
-            ),
-            self.create_subscription(
-                PoseStamped, 'ee_pose', self._on_pose, qos.state(), **overridable
-            ),
-            self.create_subscription(
-                String, 'vla/instruction', self._on_instruction, qos.latched(), **overridable
-            ),
+            qos.subscribe(self, JointState, 'joint_states', self._on_joints, qos.state()),
+            qos.subscribe(self, PoseStamped, 'ee_pose', self._on_pose, qos.state()),
+            qos.subscribe(self, String, 'vla/instruction', self._on_instruction, qos.latched()),
         ]
         self._reset_service = self.create_service(Trigger, '~/reset', self._on_reset)
         self.get_logger().info(
@@ -455,9 +458,22 @@ def load_policy(parameters: PolicyParameters) -> Policy:
 
     Raises:
         UnknownNameError: There is no policy of that name.
+        ConfigError: A parameter does not apply to that policy.
         CheckpointError: The weights are missing or do not fit.
     """
-    raise NotImplementedError
+    if parameters.policy not in POLICIES:
+        raise UnknownNameError('policy', parameters.policy, POLICIES)
+    if parameters.unnorm_key:
+        raise ConfigError(
+            f'unnorm_key is {parameters.unnorm_key!r}; valid for {parameters.policy}: empty, its '
+            'checkpoints hold one set of statistics.'
+        )
+    from vla_cache_models.policy import load_policy as load_checkpoint_policy
+
+    checkpoint = Path(parameters.checkpoint or resource_folder('weights'))
+    return load_checkpoint_policy(
+        checkpoint, parameters.cache_preset, dtype=parameters.dtype, device=parameters.device
+    )
 
 
 def main(args: list[str] | None = None) -> int:

@@ -5,8 +5,17 @@ Overrides are ROS 2's own: `qos_overrides.<topic>.<publisher|subscription>.<poli
 `qos_overrides./camera/wrist/image_raw.subscription.reliability: reliable`.
 """
 
+from collections.abc import Callable
+from typing import TypeVar
+
+from rclpy.lifecycle import LifecycleNode
+from rclpy.node import Node
+from rclpy.publisher import Publisher
 from rclpy.qos import QoSDurabilityPolicy, QoSHistoryPolicy, QoSProfile, QoSReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.subscription import Subscription
+
+MessageT = TypeVar('MessageT')
 
 
 def _keep_last(
@@ -59,3 +68,24 @@ def clock() -> QoSProfile:
 def overridable() -> QoSOverridingOptions:
     """Let parameters override history, depth and reliability of one publisher or subscription."""
     return QoSOverridingOptions.with_default_policies()
+
+
+def publish(node: Node, kind: type[MessageT], topic: str, profile: QoSProfile) -> Publisher:
+    """Create a publisher whose QoS parameters may override; a lifecycle node's is managed."""
+    create = node.create_publisher
+    if isinstance(node, LifecycleNode):
+        create = node.create_lifecycle_publisher
+    return create(kind, topic, profile, qos_overriding_options=overridable())
+
+
+def subscribe(
+    node: Node,
+    kind: type[MessageT],
+    topic: str,
+    callback: Callable[[MessageT], None],
+    profile: QoSProfile,
+) -> Subscription:
+    """Create a subscription whose QoS parameters may override."""
+    return node.create_subscription(
+        kind, topic, callback, profile, qos_overriding_options=overridable()
+    )

@@ -25,7 +25,7 @@ def make_executor() -> Executor:
     (before Kilted). Neither needs threads here: inference has one of its own.
     """
     try:
-        from rclpy.experimental import EventsExecutor
+        from rclpy.experimental.events_executor import EventsExecutor
     except ImportError:
         return SingleThreadedExecutor()
     return EventsExecutor()

@@ -264,9 +264,7 @@ class SimBridge(LifecycleNode):
         parameters = self._settings
 
         def publisher(kind: type, topic: str, profile: Any) -> Any:
-            created = self.create_lifecycle_publisher(
-                kind, topic, profile, qos_overriding_options=qos.overridable()
-            )
+            created = qos.publish(self, kind, topic, profile)
             self._owned.append((self.destroy_lifecycle_publisher, created))
             return created
 
@@ -280,12 +278,8 @@ class SimBridge(LifecycleNode):
         self._instruction_publisher = publisher(String, 'vla/instruction', qos.latched())
         self._episode_publisher = publisher(String, '~/episode', qos.report())
         self._time_publisher = publisher(TimeReference, '~/time_reference', qos.report())
-        subscription = self.create_subscription(
-            JointTrajectory,
-            'vla/action',
-            self._on_command,
-            qos.command(),
-            qos_overriding_options=qos.overridable(),
+        subscription = qos.subscribe(
+            self, JointTrajectory, 'vla/action', self._on_command, qos.command()
         )
         self._owned.append((self.destroy_subscription, subscription))
         service = self.create_service(Trigger, '~/reset', self._on_reset)
