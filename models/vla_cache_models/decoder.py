@@ -18,11 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vla_cache_ros.core.errors import ConfigError
-from vla_cache_ros.core.kv_cache import KVCache
-
 from vla_cache_models.attendance import Attendance
 from vla_cache_models.probe import AttentionProbe
+from vla_cache_ros.core.errors import ConfigError
+from vla_cache_ros.core.kv_cache import KVCache
 
 
 @dataclass(frozen=True)
@@ -60,9 +59,7 @@ class DecoderConfig:
                 'choose a width divisible by twice the heads.'
             )
         if self.heads % self.kv_heads:
-            raise ConfigError(
-                f'heads {self.heads} is not a multiple of kv_heads {self.kv_heads}.'
-            )
+            raise ConfigError(f'heads {self.heads} is not a multiple of kv_heads {self.kv_heads}.')
 
     @property
     def head_dim(self) -> int:

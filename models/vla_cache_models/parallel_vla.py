@@ -12,13 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vla_cache_ros.core.errors import ConfigError
-from vla_cache_ros.core.kv_cache import KVCache
-from vla_cache_ros.core.layout import CameraSpan, TokenLayout
-
 from vla_cache_models.attendance import Attendance, resolve_attendance
 from vla_cache_models.decoder import Decoder, DecoderConfig
 from vla_cache_models.probe import AttentionProbe
+from vla_cache_ros.core.errors import ConfigError
+from vla_cache_ros.core.kv_cache import KVCache
+from vla_cache_ros.core.layout import CameraSpan, TokenLayout
 
 
 @dataclass(frozen=True)
@@ -258,9 +257,7 @@ class ParallelVla(nn.Module):
             )
             patches = patches.gather(1, cells[..., None].expand(-1, -1, patches.shape[-1]))
             positions = torch.cat((cells, positions[num_vision:].expand(batch, -1)), dim=1)
-            layout = self.config.layout(
-                self.config.text_tokens, [own.shape[1] for own in keep]
-            )
+            layout = self.config.layout(self.config.text_tokens, [own.shape[1] for own in keep])
         vision = self.embed_vision(patches, cells, resolve_attendance(tower_layout(layout)))
         x = torch.cat((vision, self.embed_rest(proprioception, text)), dim=1)
         x = self.decoder(x, positions, resolve_attendance(layout), probe=probe)

@@ -14,6 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vla_cache_models.attendance import resolve_attendance
+from vla_cache_models.checkpoint import Checkpoint, load_checkpoint
+from vla_cache_models.parallel_vla import VlaConfig, tower_layout
+from vla_cache_models.probe import AttentionProbe
 from vla_cache_ros.core.config import ReuseConfig, preset
 from vla_cache_ros.core.controller import PlannedStep, ReuseController
 from vla_cache_ros.core.errors import ObservationError, UnknownNameError
@@ -21,11 +25,6 @@ from vla_cache_ros.core.kv_cache import KVCache
 from vla_cache_ros.core.layout import TokenLayout
 from vla_cache_ros.core.timing import StageClock
 from vla_cache_ros.core.types import ActionChunk, Observation, Proprioception, StepReport
-
-from vla_cache_models.attendance import resolve_attendance
-from vla_cache_models.checkpoint import Checkpoint, load_checkpoint
-from vla_cache_models.parallel_vla import VlaConfig, tower_layout
-from vla_cache_models.probe import AttentionProbe
 
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
 
@@ -157,8 +156,8 @@ class VlaPolicy:
         with stages('head'):
             actions = self._model.decode_actions(x)[0].float().clamp(-1, 1).cpu().numpy()
 
-        stage_ms = self._stage_ms(stages, step)
-        self._controller.commit(
+        stage_ms = _in_order(stages.stage_ms, step)
+        stage_ms['selection'] += self._controller.commit(
             step,
             relevance=None if probe.relevance is None else probe.relevance[0].cpu().numpy(),
             entropy=np.array([value.item() for value in probe.entropy.values()])
@@ -265,17 +264,17 @@ class VlaPolicy:
             with_entropy=step.wants_entropy,
         )
 
-    def _stage_ms(self, stages: StageClock, step: PlannedStep) -> dict[str, float]:
-        measured = dict(stages.stage_ms)
-        preprocess = {'preprocess': measured.pop('preprocess')}
-        return {**preprocess, 'diff': step.diff_ms, 'selection': step.selection_ms, **measured}
+
+def _in_order(measured: Mapping[str, float], step: PlannedStep) -> dict[str, float]:
+    """Stage times in the order of execution, the planner's two behind the preprocessing."""
+    planned = {'diff': step.diff_ms, 'selection': step.selection_ms}
+    rest = {name: ms for name, ms in measured.items() if name != 'preprocess'}
+    return {'preprocess': measured['preprocess'], **planned, **rest}
 
 
 def preset_for(config: VlaConfig, name: str) -> ReuseConfig:
     """A reuse preset with the relevance layer that this network was trained with."""
-    return replace(
-        preset(name, config.decoder.layers), relevance_layer=config.relevance_layer
-    )
+    return replace(preset(name, config.decoder.layers), relevance_layer=config.relevance_layer)
 
 
 def load_policy(

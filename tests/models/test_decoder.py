@@ -63,9 +63,7 @@ def test_dense_forward_equals_the_equation(attention: str, causal: bool, kv_head
     x = torch.randn(2, layout.num_tokens, 32)
     slots = torch.arange(layout.num_tokens)
     dense = decoder(x, slots, resolve_attendance(layout))
-    torch.testing.assert_close(
-        dense, reference_forward(decoder, x, layout), atol=1e-5, rtol=1e-5
-    )
+    torch.testing.assert_close(dense, reference_forward(decoder, x, layout), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(('attention', 'causal'), ALL_RULES)

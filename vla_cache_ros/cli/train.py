@@ -278,4 +278,3 @@ class _FollowingDriver:
     ) -> tuple[NDArray[np.float32], bool]:
         """See `vla_cache_sim.demonstrations.Driver`."""
         return self._driver.drive(label, observe)
-

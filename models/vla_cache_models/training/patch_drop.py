@@ -1,5 +1,7 @@
-"""Which patches take part in a training step: dropping some saves time, and the policy learns to
-live without them."""
+"""Which patches take part in a training step.
+
+Dropping some saves time, and the policy learns to live without them.
+"""
 
 import torch
 from torch import Tensor

@@ -8,11 +8,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vla_cache_ros.core.errors import DatasetError
-from vla_cache_ros.dataset.episode import Episode
-
 from vla_cache_models.proprioception import ProprioceptionScale
 from vla_cache_models.tokenizer import WordTokenizer
+from vla_cache_ros.core.errors import DatasetError
+from vla_cache_ros.dataset.episode import Episode
 
 NEAR_TARGET_M = 0.08
 NEAR_TARGET_WEIGHT = 2.0
@@ -152,8 +151,7 @@ class SampleStore:
             task = self._instructions[part]
             task_weight[task] = task_weight.get(task, 0.0) + own.sum()
         balanced = [
-            own / task_weight[task]
-            for own, task in zip(weight, self._instructions, strict=True)
+            own / task_weight[task] for own, task in zip(weight, self._instructions, strict=True)
         ]
         self._index = np.concatenate(index)
         self._probability = np.concatenate(balanced)

@@ -11,10 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vla_cache_ros.core.errors import CheckpointError, ConfigError
-from vla_cache_ros.dataset.layout import RELEVANCE_BITS
-from vla_cache_ros.dataset.reader import DemonstrationDataset
-
 from vla_cache_models.checkpoint import Checkpoint, save_checkpoint
 from vla_cache_models.parallel_vla import ParallelVla, VlaConfig
 from vla_cache_models.probe import AttentionProbe
@@ -28,6 +24,9 @@ from vla_cache_models.training.losses import (
 )
 from vla_cache_models.training.patch_drop import choose_patches
 from vla_cache_models.training.samples import Batch, SampleStore
+from vla_cache_ros.core.errors import CheckpointError, ConfigError
+from vla_cache_ros.dataset.layout import RELEVANCE_BITS
+from vla_cache_ros.dataset.reader import DemonstrationDataset
 
 STATE_NAME = 'trainer_state.pt'
 CURVE_NAME = 'loss.csv'
@@ -112,8 +111,11 @@ class Losses:
 
 
 class Trainer:
-    """A training run in a folder: config.json and model.safetensors (averaged weights), the
-    trainer's own state, the loss curve. Starting it again in the same folder resumes it."""
+    """A training run in a folder.
+
+    The folder holds the checkpoint (averaged weights), the trainer's own state and the loss
+    curve. Starting a trainer in it again resumes the run.
+    """
 
     def __init__(
         self,
@@ -221,16 +223,12 @@ class Trainer:
         torch.save(state, partial)
         partial.replace(self.out / STATE_NAME)
 
-    def _forward(
-        self, batch: Batch, keep: list[Tensor] | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _forward(self, batch: Batch, keep: list[Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
         config = self.model.config
         kept = None if keep is None else [own.shape[1] for own in keep]
         layout = config.layout(config.text_tokens, kept)
         probe = AttentionProbe(layout, config.relevance_layer)
-        actions, hidden = self.model(
-            batch.images, batch.proprioception, batch.text, keep, probe
-        )
+        actions, hidden = self.model(batch.images, batch.proprioception, batch.text, keep, probe)
         assert probe.relevance is not None, 'the relevance layer always runs'
         return actions, probe.relevance, self.model.locate(hidden)
 

@@ -1,0 +1,165 @@
+"""The policy under the cache against the plain forward."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.models.conftest import INSTRUCTION, make_checkpoint, make_observation, tiny_config
+from vla_cache_models.policy import VlaPolicy, preset_for
+from vla_cache_ros.core.config import ReuseConfig
+from vla_cache_ros.core.errors import InstructionError, ObservationError, UnknownNameError
+from vla_cache_ros.core.layout import ATTENTION_RULES
+from vla_cache_ros.core.plan import PatchStatus
+from vla_cache_ros.core.types import Observation, Proprioception
+
+ALWAYS_ON = {'auto_off': False, 'keyframe_period_steps': None, 'age_limit_steps': None}
+
+
+def make_policy(attention: str = 'camera_isolated', **changes: object) -> VlaPolicy:
+    """The tiny VLA under 'safe', changed."""
+    checkpoint = make_checkpoint(tiny_config(attention))
+    reuse = replace(preset_for(checkpoint.model.config, 'safe'), **changes)
+    return VlaPolicy(checkpoint, reuse)
+
+
+def plain_actions(policy: VlaPolicy, observation: Observation) -> np.ndarray:
+    """The model's own dense forward on the same inputs."""
+    model = copy.deepcopy(policy._model)
+    images = torch.from_numpy(np.stack([observation.images[n] for n in policy.camera_names]))
+    with torch.inference_mode():
+        tokens = policy._encode(observation.instruction).tokens
+        state = policy._normalise(observation.proprioception)
+        actions, _ = model(images[None], state, tokens)
+    return actions[0].clamp(-1, 1).numpy()
+
+
+@pytest.mark.parametrize('attention', ATTENTION_RULES)
+def test_policy_without_cache_is_the_plain_forward_bit_for_bit(
+    attention: str, rng: np.random.Generator
+) -> None:
+    policy = make_policy(attention, enabled=False)
+    observation = make_observation(rng)
+    chunk = policy.act(observation)
+    assert np.array_equal(chunk.actions, plain_actions(policy, observation))
+    assert chunk.report is not None
+    assert chunk.report.mode == 'dense'
+    assert chunk.stamp_ns == observation.stamp_ns
+
+
+@pytest.mark.parametrize('attention', ATTENTION_RULES)
+def test_a_step_in_which_everything_changed_is_dense_bit_for_bit(
+    attention: str, rng: np.random.Generator
+) -> None:
+    policy = make_policy(attention, **ALWAYS_ON)
+    policy.act(make_observation(rng))
+    observation = make_observation(rng)
+    chunk = policy.act(observation)
+    assert chunk.report is not None
+    assert chunk.report.plan.is_dense
+    assert np.array_equal(chunk.actions, plain_actions(policy, observation))
+
+
+@settings(max_examples=10, deadline=None)
+@given(attention=st.sampled_from(ATTENTION_RULES), seed=st.integers(0, 1000))
+def test_reuse_where_nothing_changed_is_dense(attention: str, seed: int) -> None:
+    policy = make_policy(attention, **ALWAYS_ON)
+    observation = make_observation(np.random.default_rng(seed))
+    policy.act(observation)
+    chunk = policy.act(observation)
+    assert chunk.report is not None
+    assert chunk.report.plan.recompute_ratio < 1
+    np.testing.assert_allclose(chunk.actions, plain_actions(policy, observation), atol=1e-5)
+
+
+def test_only_the_changed_patch_runs_again(rng: np.random.Generator) -> None:
+    policy = make_policy(**ALWAYS_ON, protected_fraction=0.0)
+    first = make_observation(rng)
+    policy.act(first)
+    images = {name: image.copy() for name, image in first.images.items()}
+    images['wrist'][8:16, 16:24] = 255 - images['wrist'][8:16, 16:24]
+    chunk = policy.act(replace(first, images=images))
+    assert chunk.report is not None
+    plan = chunk.report.plan
+    changed = policy.layout.cameras[1].start + 1 * 4 + 2
+    vision = plan.recompute[0][plan.recompute[0] < policy.layout.num_vision]
+    assert vision.tolist() == [changed]
+    assert plan.status[changed] == PatchStatus.CHANGED
+
+
+def test_the_cache_is_flushed_by_instruction_reset_and_fault(rng: np.random.Generator) -> None:
+    policy = make_policy(**ALWAYS_ON)
+    observation = make_observation(rng)
+
+    def flush_reason(instruction: str = INSTRUCTION) -> str:
+        report = policy.act(replace(observation, instruction=instruction)).report
+        assert report is not None
+        return report.flush_reason
+
+    flush_reason()
+    assert flush_reason() == ''
+    assert flush_reason('place the milk') == 'instruction change'
+    policy.reset('operator asked')
+    assert flush_reason('place the milk') == 'operator asked'
+    policy._controller.plan(observation.images, 'place the milk')  # the model dies behind this
+    assert flush_reason('place the milk') == 'fault'
+
+
+def test_paper_preset_runs_the_whole_tower(rng: np.random.Generator) -> None:
+    checkpoint = make_checkpoint(tiny_config())
+    policy = VlaPolicy(
+        checkpoint, preset_for(checkpoint.model.config, 'paper'), partial_tower=False
+    )
+    observation = make_observation(rng)
+    for _ in range(3):
+        chunk = policy.act(observation)
+    assert chunk.report is not None
+    counts = [len(slots) for slots in chunk.report.plan.recompute]
+    assert counts[0] == policy.layout.num_tokens
+    assert counts[-1] < counts[0]
+
+
+def test_images_of_another_size_are_resized(rng: np.random.Generator) -> None:
+    policy = make_policy()
+    assert policy.act(make_observation(rng, size=64)).actions.shape == (4, 7)
+
+
+@pytest.mark.parametrize(
+    ('images', 'message'),
+    [
+        ({}, "no camera 'agentview'; given: none"),
+        ({'agentview': np.zeros((0, 32, 3), np.uint8)}, 'empty'),
+        ({'agentview': np.zeros((32, 32), np.uint8)}, r'valid: uint8 \[H, W, 3\]'),
+        ({'agentview': np.full((32, 32, 3), np.nan)}, 'image is float64'),
+    ],
+)
+def test_unusable_images_are_refused_by_name(images: dict, message: str) -> None:
+    policy = make_policy()
+    good = make_observation(np.random.default_rng(0))
+    with pytest.raises(ObservationError, match=message):
+        policy.act(replace(good, images=images))
+    assert policy.act(good).actions.shape == (4, 7)
+
+
+@pytest.mark.parametrize(
+    ('instruction', 'message'),
+    [('', 'holds no word'), ('milk ' * 13, '13 words'), ('fly to mars', 'known words')],
+)
+def test_unusable_instructions_are_refused(instruction: str, message: str) -> None:
+    policy = make_policy()
+    with pytest.raises(InstructionError, match=message):
+        policy.act(make_observation(np.random.default_rng(0), instruction))
+
+
+def test_nan_proprioception_is_refused() -> None:
+    with pytest.raises(ObservationError, match='NaN'):
+        Proprioception(np.full(3, np.nan), np.array([0, 0, 0, 1.0]), np.zeros(2))
+
+
+def test_unknown_dtype_is_refused() -> None:
+    with pytest.raises(UnknownNameError, match='bfloat16'):
+        VlaPolicy(make_checkpoint(tiny_config()), ReuseConfig(), dtype='int3')
