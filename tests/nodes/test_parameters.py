@@ -1,0 +1,92 @@
+"""One declaration gives descriptor, typed values and the document."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from rcl_interfaces.msg import ParameterType
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+
+from vla_cache_ros.core.errors import ConfigError, UnknownNameError
+from vla_cache_ros.nodes.parameters import NODES, GuardParameters, declare, descriptor, markdown
+from vla_cache_ros.nodes.parameters import SimBridgeParameters as Sim
+
+pytestmark = pytest.mark.ros
+
+DOCUMENT = Path(__file__).resolve().parents[2] / 'docs' / 'parameters.md'
+
+
+def node_with(**values) -> Node:
+    overrides = [Parameter(name, value=value) for name, value in values.items()]
+    return Node('some_node', parameter_overrides=overrides)
+
+
+def test_document_is_current():
+    assert DOCUMENT.read_text(encoding='utf-8') == markdown(), (
+        'run: python -m vla_cache_ros.nodes.parameters > docs/parameters.md'
+    )
+
+
+@pytest.mark.parametrize('table', NODES.values())
+def test_every_parameter_has_a_description_and_a_valid_default(table, ros):
+    values = declare(Node('some_node'), table)
+    assert values == table()
+    for field in dataclasses.fields(table):
+        assert descriptor(table, field.name).description
+        if field.name.endswith(('_s', '_ms', '_hz', '_px')):
+            assert field.metadata['unit'], field.name
+
+
+def test_descriptor_carries_type_range_and_read_only():
+    frequency = descriptor(GuardParameters, 'control_frequency_hz')
+    assert frequency.type == ParameterType.PARAMETER_DOUBLE
+    assert frequency.read_only
+    assert frequency.floating_point_range[0].to_value == 1000.0
+    steps = descriptor(Sim, 'frame_every')
+    assert steps.integer_range[0].from_value == 1
+    assert not steps.read_only
+    assert descriptor(Sim, 'mode').additional_constraints == 'one of: lockstep, realtime'
+
+
+def test_values_come_from_outside_and_arrays_become_tuples(ros):
+    values = declare(node_with(task=4, camera_names=['wrist']), Sim)
+    assert values.task == 4
+    assert values.camera_names == ('wrist',)
+
+
+@pytest.mark.parametrize(
+    ('name', 'value', 'named'),
+    [
+        ('frame_every', 0, '1 to 1000'),
+        ('frame_every', 'many', '1 to 1000'),
+        ('control_frequency_hz', -1.0, '0.1 to 1000'),
+        ('suite', 3, 'valid: str'),
+    ],
+)
+def test_value_out_of_range_is_refused_by_name(ros, name, value, named):
+    with pytest.raises(ConfigError, match=f'parameter {name}(.|\n)*{named}'):
+        declare(node_with(**{name: value}), Sim)
+
+
+def test_value_that_is_no_choice_is_refused(ros):
+    with pytest.raises(UnknownNameError, match='valid: lockstep, realtime'):
+        declare(node_with(mode='turbo'), Sim)
+
+
+def test_later_change_is_checked_too(ros):
+    node = node_with()
+    declare(node, Sim)
+    refused, accepted = node.set_parameters(
+        [Parameter('mode', value='turbo'), Parameter('task', value=7)]
+    )
+    assert not refused.successful
+    assert 'lockstep, realtime' in refused.reason
+    assert accepted.successful
+    assert node.get_parameter('mode').value == 'lockstep'
+
+
+def test_read_only_parameter_does_not_change(ros):
+    node = node_with()
+    declare(node, GuardParameters)
+    assert not node.set_parameters([Parameter('dry_run', value=True)])[0].successful
