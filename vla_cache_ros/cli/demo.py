@@ -30,7 +30,9 @@ from vla_cache_ros.core.errors import SimulatorError
 from vla_cache_ros.core.plan import PatchStatus
 from vla_cache_ros.core.protocols import Policy
 from vla_cache_ros.core.types import Observation, Proprioception
+from vla_cache_ros.resources import find_resource
 
+PARAMETERS = 'libero_small_vla.yaml'
 LIVE_PERIOD_S = 0.25
 
 
@@ -129,8 +131,10 @@ def play(
             Graph(
                 policy_factory=lambda _: recorder,
                 env_factory=lambda _: env,
+                params_file=find_resource('config', PARAMETERS),
                 overrides={
                     'sim_bridge': {
+                        'episodes': 0,
                         'suite': name.suite,
                         'task': name.task,
                         'frame_every': execute_steps,

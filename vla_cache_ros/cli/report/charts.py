@@ -87,7 +87,8 @@ def draw_latency(
                 times = np.sort(np.asarray(step_ms[arm], dtype=np.float64))
                 share = 100.0 * np.arange(1, times.size + 1) / times.size
                 spread.plot(times, share, color=ARM_COLOURS.get(arm, theme.ink), label=arm)
-            spread.set_xlim(0, max(max(step_ms[arm]) for arm in arms) * 1.05)
+            # A single stray step must not squeeze the rest of the picture.
+            spread.set_xlim(0, 1.1 * max(float(np.percentile(step_ms[arm], 99)) for arm in arms))
             spread.set_ylim(0, 101)
             spread.set_ylabel('% of steps')
             spread.set_xlabel('a policy step takes at most, ms')

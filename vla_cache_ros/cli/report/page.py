@@ -74,7 +74,7 @@ def _draw_charts(
             'Where a policy step spends its time',
             'Medians of each stage over every policy step of this run; "graph" is everything '
             'between the image stamp and the first command that is not inference. Below: how '
-            'many policy steps took at most so long.',
+            'many policy steps took at most so long (the slowest hundredth may lie outside).',
             folder / 'latency.png',
         ),
         (

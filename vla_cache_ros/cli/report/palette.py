@@ -17,7 +17,7 @@ STATUS_LABELS: dict[PatchStatus, str] = {
     PatchStatus.CHANGED: 'recomputed: changed',
     PatchStatus.PROTECTED: 'recomputed: task-relevant',
     PatchStatus.EXPIRED: 'recomputed: too old',
-    PatchStatus.REFRESHED: 'recomputed: keyframe or schedule',
+    PatchStatus.REFRESHED: 'recomputed: keyframe, camera motion',
 }
 
 ARM_COLOURS = {'dense': '#e69f00', 'cached': '#0072b2'}

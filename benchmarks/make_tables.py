@@ -1,0 +1,296 @@
+"""Render docs/benchmarks.md, and the README's block of tables, from benchmarks/results/*.json.
+
+    python benchmarks/make_tables.py [--check]
+
+No figure is typed by hand: what has no result has no table. `--check` writes nothing and fails
+where a document is not what the results say.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / 'benchmarks' / 'results'
+DOCUMENT = ROOT / 'docs' / 'benchmarks.md'
+README = ROOT / 'README.md'
+BLOCK = re.compile(r'(<!-- benchmarks:begin[^>]*-->\n).*?(<!-- benchmarks:end -->)', re.DOTALL)
+
+HEAD = """# Benchmarks
+
+Made from `benchmarks/results/*.json` by `python benchmarks/make_tables.py`; do not edit by hand.
+Each section names the command that measured it and the machine that it ran on. Intervals are 95 %.
+"""
+
+Result = Mapping[str, Any]
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Markdown table: first column left, the others right."""
+    return [
+        '| ' + ' | '.join(columns) + ' |',
+        '|---|' + '--:|' * (len(columns) - 1),
+        *('| ' + ' | '.join(row) + ' |' for row in rows),
+    ]
+
+
+def paired_success(result: Result) -> list[str]:
+    """Success of both arms, per task and together, with the paired comparison."""
+    rows = [
+        [task, _rate(arms['dense']), _rate(arms['cached']), _percent(arms['cached'])]
+        for task, arms in result['tasks'].items()
+    ]
+    rows.append(
+        ['**all**', _rate(result['dense']), _rate(result['cached']), _percent(result['cached'])]
+    )
+    lines = [
+        f'## Success, dense against cached ({result["cache"]})',
+        '',
+        *table(['task', 'dense', f'cached ({result["cache"]})', 'token-layers recomputed'], rows),
+        '',
+    ]
+    comparison = result['comparison']
+    if comparison is not None:
+        lines += [
+            f'{result["pairs"]} pairs on the same official initial states: cached minus dense '
+            f'{100 * comparison["difference"]:+.1f} points '
+            f'[{100 * comparison["low"]:+.1f}, {100 * comparison["high"]:+.1f}] (bootstrap over '
+            f'pairs), exact McNemar p = {comparison["p_value"]:.2g}; only dense succeeded in '
+            f'{comparison["only_first"]}, only cached in {comparison["only_second"]}.',
+            '',
+        ]
+    if result['simulator_errors']:
+        lines += [f'{result["simulator_errors"]} pairs failed in the simulator: not counted.', '']
+    return lines
+
+
+def step_latency(result: Result) -> list[str]:
+    """Stages of a policy step, dense against cached, on the same frames."""
+    dense, cached = result['stage_ms']['dense'], result['stage_ms']['cached']
+    steps = result['step_ms']
+    rows = [
+        [stage, *_times(dense.get(stage, 0.0), cached.get(stage, 0.0))]
+        for stage in dict.fromkeys((*dense, *cached))
+    ]
+    for label, key in (('**policy step, p50**', 'p50'), ('policy step, p95', 'p95')):
+        rows.append([label, *_times(steps['dense'][key], steps['cached'][key])])
+    lines = [
+        f'## Time of a policy step, dense against cached ({result["cache"]})',
+        '',
+        *table(['median, ms', 'dense', 'cached', 'dense / cached'], rows),
+        '',
+        f'{result["frames"]} frames ({result["frames_from"]}), both policies on every frame in '
+        f'alternating order, {result["dtype"]}, {result["threads"]} threads. Dense / cached '
+        f'{result["ratio"]:.2f} [{result["ratio_low"]:.2f}, {result["ratio_high"]:.2f}] by '
+        f'medians, {result["mean_ratio"]:.2f} by means (keyframes included); '
+        f'{result["recompute_ratio"]:.0%} of the token-layers recomputed; cached steps by mode: '
+        + ', '.join(f'{count} {mode}' for mode, count in result['modes'].items())
+        + '.',
+        '',
+    ]
+    if result['decision_ms'] is not None:
+        lines += [
+            f'Deciding (diff + selection with the schedule) takes {result["decision_ms"]:.2f} ms, '
+            f'{result["decision_share_of_dense"]:.1%} of a dense step.',
+            '',
+        ]
+    return lines
+
+
+def demo(result: Result) -> list[str]:
+    """Times in the composed ROS 2 graph, image capture to command."""
+    arms = result['arms']
+    rows: list[list[str]] = []
+    for label, key in (
+        ('policy step', 'step_ms'),
+        ('publishing the chunk', 'publish_ms'),
+        ('image capture to first command', 'latency_ms'),
+        ('of it not inference', 'not_inference_ms'),
+    ):
+        rows.append([label, *(_quantiles(arms[arm][key]) for arm in ('dense', 'cached'))])
+    rows.append(
+        [
+            'whole loop per control step, p50',
+            *(_number(arms[arm]['loop_ms'], 'p50') for arm in ('dense', 'cached')),
+        ]
+    )
+    for label, key in (('policy refresh, Hz', 'refresh_hz'), ('commands, Hz', 'command_hz')):
+        rows.append([label, *(f'{arms[arm][key]:.1f}' for arm in ('dense', 'cached'))])
+    ratios = ', '.join(
+        f'{name.replace("_", " ")} {value:.2f}'
+        for name, value in result['speed_up'].items()
+        if value is not None
+    )
+    return [
+        '## In the ROS 2 graph, one process',
+        '',
+        *table(['ms: p50 / p95 / p99', 'dense', f'cached ({result["cache"]})'], rows),
+        '',
+        f'`{result["task"]}`, {result["success"]["pairs"]} pairs; dense / cached: {ratios}. The '
+        'whole loop holds the simulator and its rendering, which take most of the time here. In '
+        'lockstep the simulator waits for each command, so the rates are what this machine '
+        'sustains, not a deadline kept.',
+        '',
+    ]
+
+
+def nested(title: str) -> Callable[[Result], list[str]]:
+    """Make a renderer of results that are tables already: name -> row -> column -> figure."""
+
+    def render(result: Result) -> list[str]:
+        lines = [f'## {title}', '']
+        for name, rows in result.items():
+            if not _is_table(rows):
+                continue
+            columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+            lines += [
+                *table(
+                    [name.replace('_', ' '), *(column.replace('_', ' ') for column in columns)],
+                    [
+                        [label, *(_figure(row.get(column)) for column in columns)]
+                        for label, row in rows.items()
+                    ],
+                ),
+                '',
+            ]
+        return lines
+
+    return render
+
+
+RENDERERS: dict[str, Callable[[Result], list[str]]] = {
+    'paired_success': paired_success,
+    'paired_success_paper': paired_success,
+    'step_latency_safe': step_latency,
+    'step_latency_paper': step_latency,
+    'demo': demo,
+    'patch_compare': nested('Patch comparison and decision'),
+    'middleware': nested('Middleware'),
+}
+"""Result file -> its section, in the document's order."""
+
+DEFAULT_COMMANDS = {
+    name: f'python benchmarks/{name}.py --json > benchmarks/results/{name}.json'
+    for name in ('patch_compare', 'middleware')
+}
+README_SECTIONS = ('paired_success', 'step_latency_safe', 'demo')
+
+
+def render_section(name: str, result: Result) -> list[str]:
+    """Render a result with its command and machine."""
+    command = result.get('command', DEFAULT_COMMANDS.get(name, ''))
+    return [*RENDERERS[name](result), *_provenance(command, result.get('machine', {}))]
+
+
+def render_document(results: Mapping[str, Result]) -> str:
+    """Render docs/benchmarks.md."""
+    lines = [HEAD]
+    for name in RENDERERS:
+        if name in results:
+            lines += render_section(name, results[name])
+    return '\n'.join(lines).rstrip() + '\n'
+
+
+def render_readme(text: str, results: Mapping[str, Result]) -> str:
+    """Replace the README's block of tables."""
+    lines: list[str] = []
+    for name in README_SECTIONS:
+        if name in results:
+            lines += [line.replace('## ', '### ', 1) for line in RENDERERS[name](results[name])]
+    if not BLOCK.search(text):
+        raise SystemExit('README.md has no <!-- benchmarks:begin --> .. end block')
+    block = '\n'.join(lines).strip()
+    return BLOCK.sub(lambda match: f'{match[1]}{block}\n{match[2]}', text)
+
+
+def load_results() -> dict[str, Result]:
+    """Read every result file; one without a renderer is an error."""
+    results: dict[str, Result] = {}
+    for path in sorted(RESULTS.glob('*.json')):
+        if path.stem not in RENDERERS:
+            raise SystemExit(f'{path} has no renderer; known: {", ".join(RENDERERS)}')
+        results[path.stem] = json.loads(path.read_text(encoding='utf-8'))
+    return results
+
+
+def main() -> None:
+    """Write or check both documents."""
+    results = load_results()
+    wanted = {
+        DOCUMENT: render_document(results),
+        README: render_readme(README.read_text(encoding='utf-8'), results),
+    }
+    stale = [
+        path
+        for path, text in wanted.items()
+        if not path.exists() or path.read_text(encoding='utf-8') != text
+    ]
+    if '--check' in sys.argv[1:]:
+        for path in stale:
+            print(f'{path.relative_to(ROOT)} is stale; run python benchmarks/make_tables.py')
+        sys.exit(bool(stale))
+    for path in stale:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(wanted[path], encoding='utf-8')
+        print(f'wrote {path.relative_to(ROOT)}')
+
+
+def _provenance(command: str, machine: Mapping[str, Any]) -> list[str]:
+    described = ', '.join(f'{key} {value}' for key, value in machine.items())
+    lines = [f'`{command}`  '] if command else []
+    return [*lines, f'Machine: {described}.' if described else '', '']
+
+
+def _rate(arm: Mapping[str, Any]) -> str:
+    if not arm['trials']:
+        return '-'
+    share = 100 * arm['successes'] / arm['trials']
+    return (
+        f'{arm["successes"]}/{arm["trials"]} = {share:.0f} % '
+        f'[{100 * arm["low"]:.0f}, {100 * arm["high"]:.0f}]'
+    )
+
+
+def _percent(arm: Mapping[str, Any]) -> str:
+    ratio = arm['recompute_ratio']
+    return '-' if ratio is None else f'{ratio:.0%}'
+
+
+def _times(dense: float, cached: float) -> tuple[str, str, str]:
+    ratio = f'{dense / cached:.2f}' if min(dense, cached) > 0.05 else ''
+    return f'{dense:.2f}', f'{cached:.2f}', ratio
+
+
+def _quantiles(times: Mapping[str, float] | None) -> str:
+    if times is None:
+        return '-'
+    return ' / '.join(f'{times[key]:.2f}' for key in ('p50', 'p95', 'p99'))
+
+
+def _number(times: Mapping[str, float] | None, key: str) -> str:
+    return '-' if times is None else f'{times[key]:.1f}'
+
+
+def _is_table(value: object) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and len(value) > 0
+        and all(isinstance(row, Mapping) for row in value.values())
+    )
+
+
+def _figure(value: object) -> str:
+    if value is None:
+        return ''
+    if isinstance(value, bool | str | int):
+        return str(value)
+    if isinstance(value, float):
+        return f'{value:.1e}' if 0 < abs(value) < 1e-3 else f'{value:.3g}'
+    return json.dumps(value)
+
+
+if __name__ == '__main__':
+    main()
