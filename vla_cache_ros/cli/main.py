@@ -69,6 +69,13 @@ COMMANDS: tuple[Command, ...] = (
         summary='train the small VLA on a dataset, then against the expert (DAgger)',
     ),
     Command(
+        name='eval',
+        module='vla_cache_ros.cli.evaluate',
+        config='EvaluateConfig',
+        run='run_evaluate',
+        summary='success over tasks and initial states, dense, cached or paired',
+    ),
+    Command(
         name='bench',
         module='vla_cache_ros.cli.bench',
         config='BenchConfig',
