@@ -22,6 +22,11 @@ class ProprioceptionScale:
     position_std_m: tuple[float, float, float]
     gripper_open_m: float = 0.04
 
+    def __post_init__(self) -> None:
+        """Take lists, as JSON gives them, for tuples."""
+        for name in ('position_mean_m', 'position_std_m'):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+
     @classmethod
     def fit(cls, positions_m: NDArray[np.float32]) -> 'ProprioceptionScale':
         """Mean and standard deviation of positions [F, 3], the latter at least 1 cm."""

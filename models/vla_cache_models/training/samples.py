@@ -78,7 +78,12 @@ class SampleStore:
 
     @property
     def ee_positions_m(self) -> NDArray[np.float32]:
-        """End-effector positions of all frames, [F, 3]."""
+        """End-effector positions of all frames, [F, 3].
+
+        Raises:
+            DatasetError: There is no frame yet.
+        """
+        self._require_frames()
         return np.concatenate([part['state'][:, :3] for part in self._parts])
 
     def add(self, episodes: Iterable[Episode]) -> int:
@@ -105,8 +110,7 @@ class SampleStore:
         Raises:
             DatasetError: There is no frame yet.
         """
-        if not len(self):
-            raise DatasetError('the dataset holds no frame yet; record episodes first.')
+        self._require_frames()
         rows = self._index[rng.choice(len(self), size=size, p=self._probability)]
         picked = [
             {name: array[frame] for name, array in self._parts[part].items()}
@@ -123,6 +127,12 @@ class SampleStore:
             offsets=torch.from_numpy(stacked['offsets']),
             relevant=torch.from_numpy(stacked['relevant']),
         )
+
+    def _require_frames(self) -> None:
+        if not len(self):
+            raise DatasetError(
+                'the dataset holds no episode yet; record some with `vla-cache demos`.'
+            )
 
     def _arrays(self, episode: Episode) -> dict[str, NDArray]:
         position = episode.state[:, :3]

@@ -278,11 +278,7 @@ class Trainer:
                 f'{path} cannot be resumed: {error}. Choose another folder, or delete it.'
             ) from error
         # The inputs keep the scale that the weights were trained with.
-        self.scale = ProprioceptionScale(
-            tuple(state['scale']['position_mean_m']),
-            tuple(state['scale']['position_std_m']),
-            state['scale']['gripper_open_m'],
-        )
+        self.scale = ProprioceptionScale(**state['scale'])
         self.step = state['step']
 
     def _log(self, losses: Losses) -> None:
