@@ -13,7 +13,7 @@ import multiprocessing
 import os
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -28,6 +28,7 @@ from vla_cache_ros.cli.episodes import (
     read_rows,
     run_episode,
 )
+from vla_cache_ros.cli.paired import compare, pair_rows
 from vla_cache_ros.cli.progress import Progress
 from vla_cache_ros.cli.statistics import Rate, wilson_rate
 from vla_cache_ros.cli.tasks import TaskName, parse_indices, parse_tasks
@@ -343,7 +344,6 @@ def run_evaluate(config: EvaluateConfig) -> int:
     import json
 
     from rich.console import Console
-    from rich.table import Table
 
     factory = CheckpointPolicies(find_checkpoint(config.checkpoint), config.dtype)
     episodes = episode_grid(config)
@@ -356,44 +356,64 @@ def run_evaluate(config: EvaluateConfig) -> int:
         fingerprint=factory.fingerprint,
         quiet=config.json,
     )
-    rates = rates_by_task(rows)
-    failed = [row for row in rows if not row.judged]
-    console = Console()
     if config.json:
-        document = {
-            'rates': [
-                {
-                    'task': str(task),
-                    'cache': cache,
-                    'successes': r.successes,
-                    'trials': r.trials,
-                    'low': r.low,
-                    'high': r.high,
-                }
-                for (task, cache), r in rates.items()
-            ],
-            'simulator_errors': len(failed),
-        }
-        console.print_json(json.dumps(document))
+        print(json.dumps(_document(rows), indent=2))
     else:
-        table = Table('task', 'cache', 'success [95 % Wilson]', 'policy step, ms', 'recomputed')
-        for (task, cache), rate in rates.items():
-            mine = [
-                row
-                for row in rows
-                if row.judged and row.cache == cache and TaskName(row.suite, row.task) == task
-            ]
-            table.add_row(
-                str(task),
-                cache,
-                str(rate),
-                _mean([row.step_ms for row in mine], '.1f'),
-                _mean([row.recompute_ratio for row in mine], '.0%'),
-            )
-        console.print(table)
-        if failed:
-            console.print(f'{len(failed)} episodes failed in the simulator and are not counted.')
+        _print_rates(Console(), rows)
     return 0
+
+
+def _document(rows: Sequence[EpisodeRow]) -> dict[str, Any]:
+    """What --json prints."""
+    return {
+        'rates': [
+            {'task': str(task), 'cache': cache, **asdict(rate)}
+            for (task, cache), rate in rates_by_task(rows).items()
+        ],
+        'paired': {
+            cache: asdict(comparison)
+            for cache in {row.cache for row in rows}
+            if cache != 'off' and (comparison := compare(pair_rows(rows, cache)))
+        },
+        'simulator_errors': sum(not row.judged for row in rows),
+    }
+
+
+def _print_rates(console: Any, rows: Sequence[EpisodeRow]) -> None:
+    from rich.table import Table
+
+    table = Table('task', 'cache', 'success [95 %]', 'policy step, ms', 'recomputed')
+    for (task, cache), rate in rates_by_task(rows).items():
+        mine = [
+            row
+            for row in rows
+            if row.judged and row.cache == cache and TaskName(row.suite, row.task) == task
+        ]
+        table.add_row(
+            str(task),
+            cache,
+            str(rate),
+            _mean([row.step_ms for row in mine], '.1f'),
+            _mean([row.recompute_ratio for row in mine], '.0%'),
+        )
+    console.print(table)
+    for cache in sorted({row.cache for row in rows} - {'off'}):
+        comparison = compare(pair_rows(rows, cache))
+        if comparison is not None:
+            console.print(
+                f'{cache} minus dense: {100 * comparison.difference:+.1f} points '
+                f'[{100 * comparison.low:+.1f}, {100 * comparison.high:+.1f}] over '
+                f'{comparison.pairs} pairs, McNemar p = {comparison.p_value:.2g}',
+                markup=False,
+                highlight=False,
+            )
+    failed = [row for row in rows if not row.judged]
+    if failed:
+        console.print(
+            f'{len(failed)} episodes failed in the simulator and are not counted; '
+            f'the last: {failed[-1].note}',
+            markup=False,
+        )
 
 
 def _mean(values: Sequence[float | None], form: str) -> str:
