@@ -8,9 +8,14 @@ it costs nothing where no simulator is installed:
     >>> observation, info = env.reset(seed=0, options={'init_state': 0})
 """
 
+import os
+
 import gymnasium
 
 from vla_cache_sim.suites import SUITES, Suite
+
+# MuJoCo reads it once, at its first import.
+os.environ.setdefault('MUJOCO_GL', 'egl')
 
 __all__ = ['SUITES', 'Suite']
 

@@ -20,6 +20,7 @@ from gymnasium import spaces
 from vla_cache_ros.core.errors import ConfigError, UnknownNameError
 from vla_cache_sim.libero_assets import LiberoTask, find_task, load_init_states, prepare_import
 from vla_cache_sim.random_start import randomize_start
+from vla_cache_sim.renderer import Renderer
 from vla_cache_sim.scene import CAMERAS, Scene
 from vla_cache_sim.suites import (
     CONTROL_FREQUENCY_HZ,
@@ -110,6 +111,7 @@ class LiberoEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         self._domain: Any = None
         self._built_task: LiberoTask | None = None
         self._scene: Scene | None = None
+        self._renderer: Renderer | None = None
         self._steps = 0
         self._init_state: int | str = 0
 
@@ -245,15 +247,17 @@ class LiberoEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         if camera not in CAMERAS:
             raise UnknownNameError('camera', camera, CAMERAS)
         size_px = size_px or self.image_size_px
-        context = self._render_context()
+        if self._renderer is None:
+            # Created at the first frame: a run without images needs no OpenGL.
+            self._renderer = Renderer(self.scene.model, self.scene.data)
         camera_id = self._domain.sim.model.camera_name2id(CAMERAS[camera])
-        context.gl_ctx.make_current()  # another environment of this process may have rendered
-        context.render(width=size_px, height=size_px, camera_id=camera_id)
-        # OpenGL's rows run from the bottom up.
-        return context.read_pixels(size_px, size_px)[::-1].copy()
+        return self._renderer.render(camera_id, size_px or self.image_size_px)
 
     def close(self) -> None:
         """Free the simulator and its rendering context."""
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
         if self._domain is not None:
             self._domain.close()
         self._domain = self._scene = self._built_task = None
@@ -354,17 +358,6 @@ class LiberoEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         self._substeps = round(self._domain.control_timestep / self._domain.model_timestep)
         self._scene = Scene(self._domain)
         self._built_task = self._task
-
-    def _render_context(self) -> Any:
-        """Create the offscreen context at the first frame: a run without images needs no EGL."""
-        sim = self._domain.sim
-        if sim._render_context_offscreen is None:
-            from robosuite.utils.binding_utils import MjRenderContextOffscreen
-
-            context = MjRenderContextOffscreen(sim, device_id=-1)
-            context.vopt.geomgroup[0] = 0  # collision meshes
-            context.vopt.geomgroup[1] = 1  # visual meshes
-        return sim._render_context_offscreen
 
     def _info(self, success: bool) -> dict[str, Any]:
         return {

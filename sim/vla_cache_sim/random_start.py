@@ -9,7 +9,6 @@ yaw, and every object stands a few centimetres beyond its official region.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import mujoco
 import numpy as np
 from scipy.spatial.transform import Rotation
 
@@ -49,6 +48,8 @@ def randomize_start(env: 'LiberoEnv', rng: np.random.Generator, spread: float = 
         ConfigError: The spread is out of range.
         SimulatorError: No valid state was found.
     """
+    import mujoco
+
     if not 0 <= spread <= MAX_SPREAD:
         raise ConfigError(f'spread must lie in 0..{MAX_SPREAD:g}, not {spread}')
     scene = env.scene
@@ -124,6 +125,8 @@ def _shift(
 
 def _place_arm(scene: 'Scene', rng: np.random.Generator, spread: float) -> None:
     """Displace the gripper from its home pose by damped least squares on the arm's joints."""
+    import mujoco
+
     scene.arm_qpos = scene.home_arm_qpos
     mujoco.mj_kinematics(scene.model, scene.data)
     home = scene.gripper_pose()

@@ -8,7 +8,6 @@ from functools import cached_property
 from typing import Any
 
 import cv2
-import mujoco
 import numpy as np
 from scipy.spatial.transform import Rotation
 
@@ -147,6 +146,8 @@ class Scene:
 
         Kinematics alone; the pose is approached as closely as the joint limits allow.
         """
+        import mujoco
+
         arm = self._arm_dofs
         low, high = self.model.jnt_range[self.model.dof_jntid[arm]].T
         jacobian = np.zeros((2, 3, self.model.nv))
@@ -346,6 +347,8 @@ class Scene:
 
     def _geom_corners(self, geom: int) -> np.ndarray:
         """Corners of a geom in its own frame, float64 [n, 3]."""
+        import mujoco
+
         kind = self.model.geom_type[geom]
         size = self.model.geom_size[geom]
         if kind == mujoco.mjtGeom.mjGEOM_MESH:
