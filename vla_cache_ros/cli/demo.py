@@ -5,6 +5,7 @@ twice, without reuse and with it, in alternating order.
 """
 
 import contextlib
+import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +35,8 @@ from vla_cache_ros.resources import find_resource
 
 PARAMETERS = 'libero_small_vla.yaml'
 LIVE_PERIOD_S = 0.25
+LOG_WARNINGS = 30
+"""rcutils' severity: warnings and worse."""
 
 
 @dataclass(frozen=True)
@@ -125,13 +128,14 @@ def play(
     env = make_env(name.suite, name.task, policy.image_size_px)
     begin_s = time.monotonic()
     pairs: list[DemoPair] = []
-    _quieten_logs()
     with contextlib.ExitStack() as stack:
         graph = stack.enter_context(
             Graph(
                 policy_factory=lambda _: recorder,
                 env_factory=lambda _: env,
                 params_file=find_resource('config', PARAMETERS),
+                # A robot on this machine must never hear the demo's commands.
+                namespace=f'demo_{os.getpid()}',
                 overrides={
                     'sim_bridge': {
                         'episodes': 0,
@@ -145,6 +149,7 @@ def play(
                 },
             )
         )
+        _quieten(graph)
         for arm in arms.values():
             _warm_up(arm, env.instruction)
         live = stack.enter_context(LiveTable(f'{name}: {env.instruction}', ARMS))
@@ -255,13 +260,10 @@ def _warm_up(policy: Policy, instruction: str) -> None:
     policy.reset('warm-up')
 
 
-def _quieten_logs() -> None:
+def _quieten(graph: Any) -> None:
     """Warnings and worse only: the live table tells the rest."""
-    from rclpy.impl.logging_severity import LoggingSeverity
-    from rclpy.logging import set_logger_level
-
-    for node in ('policy_node', 'sim_bridge', 'command_guard', 'monitor'):
-        set_logger_level(node, LoggingSeverity.WARN)
+    for node in (graph.policy_node, graph.sim_bridge, graph.command_guard, graph.monitor):
+        node.get_logger().set_level(LOG_WARNINGS)
 
 
 def _describe(config: DemoConfig, name: TaskName) -> dict[str, Any]:
