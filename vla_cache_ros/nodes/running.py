@@ -77,6 +77,10 @@ def run_nodes(*factories: Callable[[], Node], args: list[str] | None = None) -> 
         return 1
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
+    except Exception:
+        if rclpy.ok():
+            raise
+        # Told to stop while a node was still being made: what it wanted to create is refused.
     finally:
         with contextlib.suppress(KeyboardInterrupt):  # a second Ctrl-C must not stop the clean-up
             for node in reversed(nodes):

@@ -25,7 +25,7 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from vla_cache_ros.core.errors import ObservationError, VlaCacheError
+from vla_cache_ros.core.errors import ObservationError, SimulatorError, VlaCacheError
 from vla_cache_ros.nodes import qos
 from vla_cache_ros.nodes.conversions import (
     ns_to_stamp,
@@ -344,7 +344,12 @@ class SimBridge(LifecycleNode):
             raise ObservationError('the simulator is not active; configure and activate it first.')
         self._end_episode('reset')
         options = {'task': task, 'init_state': init_state}
-        observation, _ = self._env.reset(seed=seed, options=options)
+        try:
+            observation, _ = self._env.reset(seed=seed, options=options)
+        except VlaCacheError:
+            raise
+        except Exception as error:  # whatever a simulator raises, the node must outlive it
+            raise SimulatorError(f'reset failed: {type(error).__name__}: {error}') from error
         self._episodes_started += 1
         self._episode = _Episode(
             EpisodeResult(
@@ -369,10 +374,16 @@ class SimBridge(LifecycleNode):
             for publisher in (*self._image_publishers.values(), self._joint_publisher)
         ) and bool(self.count_publishers('vla/action'))
 
+    @property
+    def _period_ns(self) -> int:
+        return round(1e9 / self._settings.control_frequency_hz)
+
     def _begin_stepping(self) -> None:
         """Send the first frame: every peer has forgotten the episode before."""
         if self._episode is None:
             return
+        if self._episode.start.episode > 1:
+            self._stamp_ns += self._period_ns  # no stamp is used twice
         self._episode.began_s = time.monotonic()
         self._episode.running = True
         self._publish_episode('start', self._episode.start)
@@ -448,7 +459,7 @@ class SimBridge(LifecycleNode):
         try:
             _, terminated, truncated, info = simulator.advance(action)
             self._gripper = float(action[6])
-            self._stamp_ns += round(1e9 / self._settings.control_frequency_hz)
+            self._stamp_ns += self._period_ns
             episode.steps += 1
             if terminated or truncated:
                 success = bool(info.get('success', terminated))

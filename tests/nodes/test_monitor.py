@@ -1,0 +1,208 @@
+"""The monitor: percentiles, rates, deadline misses and levels from the reports it is sent."""
+
+import json
+import time
+
+import numpy as np
+import pytest
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+from sensor_msgs.msg import TimeReference
+from std_msgs.msg import String
+
+from vla_cache_ros.nodes import qos
+from vla_cache_ros.nodes.conversions import ns_to_stamp
+from vla_cache_ros.nodes.monitor import Monitor
+
+pytestmark = pytest.mark.ros
+
+MS_NS = 1_000_000
+
+
+class Source:
+    """Sends what policy, guard and simulator would send."""
+
+    def __init__(self, executor, spin_until, **parameters) -> None:
+        self.spin_until = spin_until
+        values = {'publish_period_s': 0.05, 'deadline_ms': 50.0, **parameters}
+        overrides = [Parameter(name, value=value) for name, value in values.items()]
+        self.monitor = Monitor(parameter_overrides=overrides)
+        node = self.node = Node('source')
+        self.steps = qos.publish(node, String, 'policy_node/step_report', qos.report())
+        self.status = qos.publish(node, String, 'vla/status', qos.report())
+        self.time = qos.publish(node, TimeReference, 'sim_bridge/time_reference', qos.report())
+        self.diagnostics: list[DiagnosticArray] = []
+        qos.subscribe(node, DiagnosticArray, '/diagnostics', self.diagnostics.append, qos.report())
+        executor.add_node(self.monitor)
+        executor.add_node(node)
+        spin_until(
+            lambda: all(
+                publisher.get_subscription_count()
+                for publisher in (self.steps, self.status, self.time)
+            )
+        )
+
+    def send(self, publisher, content: dict) -> None:
+        publisher.publish(String(data=json.dumps(content)))
+
+    def send_step(self, stamp_ns: int, received_ns: int, inference_ms: float, **more) -> None:
+        report = {
+            'stamp_ns': stamp_ns,
+            'age_ms': 3.0,
+            'received_ns': received_ns,
+            'published_ns': received_ns + round(inference_ms * MS_NS),
+            'queue_ms': 0.1,
+            'inference_ms': inference_ms,
+            'publish_ms': 0.2,
+            'drops': {},
+            'step': 0,
+            'mode': 'cached',
+            'stage_ms': {'vision': inference_ms / 2, 'head': inference_ms / 4},
+            'tokens': {'wrist': 16},
+            'reused': {'wrist': 12},
+            'age_mean': 1.0,
+            'age_max': 2,
+            'recompute_ratio': 0.4,
+            'flush_reason': '',
+            'keyframe_reason': '',
+            **more,
+        }
+        self.send(self.steps, report)
+
+    def send_command(self, stamp_ns, published_ns: int, index=0, reasons=()) -> None:
+        status = {
+            'stamp_ns': 0,
+            'published_ns': published_ns,
+            'image_stamp_ns': stamp_ns,
+            'index': index,
+            'is_null': bool(reasons),
+            'reasons': list(reasons),
+            'counts': {'passed': 5},
+        }
+        self.send(self.status, status)
+
+    def send_capture(self, stamp_ns: int, captured_ns: int) -> None:
+        message = TimeReference(source='CLOCK_MONOTONIC', time_ref=ns_to_stamp(captured_ns))
+        message.header.stamp = ns_to_stamp(stamp_ns)
+        self.time.publish(message)
+
+    def levels(self) -> dict[str, DiagnosticStatus]:
+        self.diagnostics.clear()
+        self.spin_until(lambda: self.diagnostics)
+        return {status.name.split(': ')[1]: status for status in self.diagnostics[0].status}
+
+
+@pytest.fixture
+def source(executor, spin_until):
+    return Source(executor, spin_until)
+
+
+def test_percentiles_of_a_known_run(source, spin_until):
+    now_ns = time.monotonic_ns()
+    inference_ms = np.arange(1.0, 41.0)
+    for index, value_ms in enumerate(inference_ms):
+        stamp_ns = (index + 1) * 50 * MS_NS
+        captured_ns = now_ns + index * 50 * MS_NS
+        source.send_capture(stamp_ns, captured_ns)
+        source.send_step(stamp_ns, captured_ns + MS_NS, value_ms)
+        source.send_command(stamp_ns, captured_ns + round((value_ms + 1.5) * MS_NS))
+        spin_until(lambda index=index: source.monitor.snapshot().commands == index + 1)
+    spin_until(lambda: len(source.monitor.samples('overhead')) == 40)
+    snapshot = source.monitor.snapshot()
+    whole = snapshot.latency['image_to_command']
+    expected = np.percentile(inference_ms + 1.5, (50, 95, 99))
+    np.testing.assert_allclose((whole.p50_ms, whole.p95_ms, whole.p99_ms), expected, atol=1e-4)
+    assert whole.max_ms == pytest.approx(41.5, abs=1e-4)
+    assert snapshot.latency['overhead'].max_ms == pytest.approx(1.5, abs=1e-4)
+    assert snapshot.latency['transport'].p50_ms == pytest.approx(1.0, abs=1e-4)
+    assert snapshot.latency['vision'].max_ms == pytest.approx(20.0)
+    assert snapshot.steps == snapshot.commands == 40
+    assert snapshot.deadline_misses == 0
+
+
+def test_parts_of_a_step_are_joined_in_any_order(source, spin_until):
+    now_ns = time.monotonic_ns()
+    source.send_command(7, now_ns + 60 * MS_NS)
+    spin_until(lambda: source.monitor.snapshot().commands == 1)
+    source.send_capture(7, now_ns)
+    source.send_step(7, now_ns + MS_NS, 50.0)
+    spin_until(lambda: source.monitor.snapshot().deadline_misses == 1)
+    assert source.monitor.samples('image_to_command') == (60.0,)
+
+
+def test_without_capture_times_the_age_at_receipt_counts(source, spin_until):
+    now_ns = time.monotonic_ns()
+    source.send_step(7, now_ns, 10.0)
+    source.send_command(7, now_ns + 11 * MS_NS)
+    spin_until(lambda: source.monitor.samples('image_to_command'))
+    assert source.monitor.samples('image_to_command') == (14.0,)
+    assert source.monitor.samples('overhead') == (4.0,)
+
+
+def test_refresh_and_command_rates_are_told_apart(source, spin_until):
+    begin_ns = time.monotonic_ns() + 10_000 * MS_NS
+    for step in range(5):
+        source.send_step(step + 1, begin_ns + 400 * MS_NS * step, 0.0)
+    for step in range(33):
+        source.send_command(step // 8 + 1, begin_ns + 50 * MS_NS * step, index=step % 8)
+    spin_until(lambda: source.monitor.snapshot().commands == 33)
+    spin_until(lambda: source.monitor.snapshot().steps == 5)
+    snapshot = source.monitor.snapshot()
+    assert snapshot.refresh_hz == pytest.approx(2.5)
+    assert snapshot.command_hz == pytest.approx(20.0)
+
+
+def test_levels_follow_what_happens(source, spin_until):
+    assert {status.level for status in source.levels().values()} == {DiagnosticStatus.STALE}
+
+    source.send_step(1, time.monotonic_ns(), 10.0)
+    source.send_command(1, time.monotonic_ns())
+    spin_until(lambda: source.monitor.samples('overhead'))
+    levels = source.levels()
+    assert levels['policy'].level == DiagnosticStatus.OK
+    assert levels['latency'].level == DiagnosticStatus.OK
+    assert levels['commands'].level == DiagnosticStatus.OK
+    values = {pair.key: pair.value for pair in levels['cache'].values}
+    assert values['reused wrist'] == '12/16'
+    latency = {pair.key for pair in levels['latency'].values}
+    assert {f'overhead {key}' for key in ('p50_ms', 'p95_ms', 'p99_ms', 'max_ms')} <= latency
+
+    source.send(source.steps, {'dropped': 'bad_image', 'detail': 'no pixels', 'drops': {}})
+    spin_until(lambda: source.monitor.snapshot().drops)
+    levels = source.levels()
+    assert levels['policy'].level == DiagnosticStatus.WARN
+    assert 'no pixels' in levels['policy'].message
+    assert source.levels()['policy'].level == DiagnosticStatus.OK  # it has passed
+
+    source.send(source.steps, {'dropped': 'inference_fault', 'detail': 'oom', 'drops': {}})
+    source.send_command(None, time.monotonic_ns(), index=None, reasons=['no_action'])
+    spin_until(lambda: source.monitor.snapshot().null_commands == 1)
+    spin_until(lambda: 'inference_fault' in source.monitor.snapshot().drops)
+    levels = source.levels()
+    assert levels['policy'].level == DiagnosticStatus.ERROR
+    assert levels['commands'].level == DiagnosticStatus.ERROR
+
+
+def test_silence_is_stale(executor, spin_until):
+    source = Source(executor, spin_until, stale_after_s=0.1)
+    source.send_step(1, time.monotonic_ns() - 200 * MS_NS, 10.0)
+    spin_until(lambda: source.monitor.snapshot().steps == 1)
+    assert source.levels()['policy'].level == DiagnosticStatus.STALE
+
+
+def test_clear_forgets_the_run_before(source, spin_until):
+    source.send_step(1, time.monotonic_ns(), 10.0)
+    source.send_command(1, time.monotonic_ns())
+    spin_until(lambda: source.monitor.samples('overhead'))
+    source.monitor.clear()
+    snapshot = source.monitor.snapshot()
+    assert (snapshot.steps, snapshot.commands, dict(snapshot.latency)) == (0, 0, {})
+    assert dict(snapshot.guard) == {}
+
+
+def test_report_that_cannot_be_read_is_counted(source, spin_until):
+    source.steps.publish(String(data='no json'))
+    spin_until(lambda: source.monitor.snapshot().drops == {'bad_report': 1})
+    source.status.publish(String(data='[1]'))
+    spin_until(lambda: source.monitor.snapshot().drops == {'bad_report': 2})

@@ -1,0 +1,470 @@
+"""The policy node: every transition, every bad input by name, and it always stays alive."""
+
+import json
+
+import numpy as np
+import pytest
+from geometry_msgs.msg import PoseStamped
+from lifecycle_msgs.msg import State
+from rclpy.lifecycle import TransitionCallbackReturn
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+from sensor_msgs.msg import Image, JointState
+from std_msgs.msg import String
+from std_srvs.srv import Trigger
+from trajectory_msgs.msg import JointTrajectory
+
+from vla_cache_ros.core.errors import CheckpointError, ConfigError, ObservationError
+from vla_cache_ros.nodes import qos
+from vla_cache_ros.nodes.conversions import (
+    ns_to_stamp,
+    pose_message,
+    rgb_to_image,
+    stamp_to_ns,
+    trajectory_to_actions,
+)
+from vla_cache_ros.nodes.parameters import PolicyParameters
+from vla_cache_ros.nodes.policy_node import PolicyNode, load_policy
+
+pytestmark = pytest.mark.ros
+
+SUCCESS = TransitionCallbackReturn.SUCCESS
+SECOND_NS = 1_000_000_000
+PIXELS = np.full((16, 16, 3), 7, np.uint8)
+
+
+class Robot:
+    """The other end of every topic of the policy node."""
+
+    def __init__(self, executor, spin_until, policy, **parameters) -> None:
+        self.spin_until = spin_until
+        self.configured = []
+        values = {'use_sim_time': True, **parameters}
+        overrides = [Parameter(name, value=value) for name, value in values.items()]
+        self.failure: Exception | None = None
+        self.node = PolicyNode(self._make(policy), parameter_overrides=overrides)
+        peer = self.peer = Node('robot')
+        self.images = {
+            name: qos.publish(peer, Image, f'camera/{name}/image_raw', qos.frame())
+            for name in policy.camera_names
+        }
+        self.joints = qos.publish(peer, JointState, 'joint_states', qos.state())
+        self.pose = qos.publish(peer, PoseStamped, 'ee_pose', qos.state())
+        self.instruction = qos.publish(peer, String, 'vla/instruction', qos.latched())
+        self.chunks: list[JointTrajectory] = []
+        self.reports: list[dict] = []
+        qos.subscribe(peer, JointTrajectory, 'vla/action_chunk', self.chunks.append, qos.command())
+        qos.subscribe(
+            peer,
+            String,
+            'policy_node/step_report',
+            lambda message: self.reports.append(json.loads(message.data)),
+            qos.report(),
+        )
+        self.reset = peer.create_client(Trigger, 'policy_node/reset')
+        executor.add_node(self.node)
+        executor.add_node(peer)
+
+    def _make(self, policy):
+        def make(parameters):
+            self.configured.append(parameters)
+            if self.failure is not None:
+                raise self.failure
+            return policy
+
+        return make
+
+    @property
+    def state(self) -> str:
+        return self.node._state_machine.current_state[1]
+
+    def activate(self, instruction: str = 'push the point') -> 'Robot':
+        assert self.node.trigger_configure() == SUCCESS
+        assert self.node.trigger_activate() == SUCCESS
+        self.wait_for_peers()
+        if instruction:
+            self.tell(instruction)
+        return self
+
+    def wait_for_peers(self) -> None:
+        publishers = (*self.images.values(), self.joints, self.pose, self.instruction)
+        self.spin_until(
+            lambda: (
+                all(publisher.get_subscription_count() for publisher in publishers)
+                and self.peer.count_publishers('vla/action_chunk')
+                and self.reset.service_is_ready()
+            )
+        )
+
+    def tell(self, instruction: str) -> None:
+        self.instruction.publish(String(data=instruction))
+        self.spin_until(lambda: self.node._instruction == instruction.strip())
+
+    def send_state(self, stamp_ns: int, x_m: float = 0.0) -> None:
+        joints = JointState(name=['panda_finger_joint1', 'panda_finger_joint2'])
+        joints.position = [0.04, -0.04]
+        joints.header.stamp = ns_to_stamp(stamp_ns)
+        pose = pose_message(np.array([x_m, 0, 0]), np.array([0, 0, 0, 1]), 'world')
+        pose.header.stamp = ns_to_stamp(stamp_ns)
+        self.joints.publish(joints)
+        self.pose.publish(pose)
+
+    def send_images(self, stamp_ns: int, cameras=('agentview', 'wrist'), **changes) -> None:
+        for camera in cameras:
+            message = rgb_to_image(PIXELS, ns_to_stamp(stamp_ns), camera)
+            for name, value in changes.items():
+                setattr(message, name, value)
+            self.images[camera].publish(message)
+
+    def send(self, stamp_ns: int) -> None:
+        self.send_state(stamp_ns)
+        self.send_images(stamp_ns)
+
+    def expect_chunk(self, stamp_ns: int) -> np.ndarray:
+        self.spin_until(
+            lambda: any(stamp_to_ns(chunk.header.stamp) == stamp_ns for chunk in self.chunks)
+        )
+        chunk = next(c for c in self.chunks if stamp_to_ns(c.header.stamp) == stamp_ns)
+        return trajectory_to_actions(chunk)
+
+    def expect_drop(self, reason: str, count: int = 1) -> dict:
+        def found():
+            return [report for report in self.reports if report.get('dropped') == reason]
+
+        self.spin_until(lambda: len(found()) >= count)
+        assert self.node.drops[reason] == count
+        return found()[-1]
+
+    def expect_alive(self, stamp_ns: int) -> None:
+        """The next good observation is acted on."""
+        self.send(stamp_ns)
+        assert len(self.expect_chunk(stamp_ns)) == 8
+
+
+@pytest.fixture
+def robot(executor, spin_until, policy):
+    return Robot(executor, spin_until, policy)
+
+
+# Lifecycle
+
+
+def test_every_transition_in_turn(robot, policy):
+    node = robot.node
+    assert robot.state == 'unconfigured'
+    assert robot.configured == []
+    for _ in range(2):  # what was freed can be allocated again
+        assert node.trigger_configure() == SUCCESS
+        assert robot.state == 'inactive'
+        assert node.trigger_activate() == SUCCESS
+        assert robot.state == 'active'
+        assert node.trigger_deactivate() == SUCCESS
+        assert robot.state == 'inactive'
+        assert node.trigger_cleanup() == SUCCESS
+        assert robot.state == 'unconfigured'
+        assert node._policy is None
+        assert node.count_subscribers('joint_states') == 0
+    assert len(robot.configured) == 2
+    assert node.trigger_shutdown() == SUCCESS
+    assert robot.state == 'finalized'
+
+
+@pytest.mark.parametrize('begin', ['unconfigured', 'inactive', 'active'])
+def test_shutdown_from_every_state(robot, begin):
+    if begin != 'unconfigured':
+        robot.node.trigger_configure()
+    if begin == 'active':
+        robot.node.trigger_activate()
+    assert robot.state == begin
+    assert robot.node.trigger_shutdown() == SUCCESS
+    assert robot.state == 'finalized'
+    assert robot.node._policy is None
+    assert robot.node._worker is None
+
+
+def test_policy_that_cannot_be_loaded_leaves_the_node_unconfigured(robot):
+    robot.failure = CheckpointError('the weights are truncated.')
+    assert robot.node.trigger_configure() == TransitionCallbackReturn.FAILURE
+    assert robot.state == 'unconfigured'
+    robot.failure = None
+    assert robot.node.trigger_configure() == SUCCESS
+
+
+def test_unforeseen_error_is_handled_and_the_node_can_be_configured_again(robot):
+    robot.failure = RuntimeError('out of memory')
+    assert robot.node.trigger_configure() == TransitionCallbackReturn.ERROR
+    assert robot.state == 'unconfigured'
+    robot.failure = None
+    robot.activate().expect_alive(SECOND_NS)
+
+
+def test_parameters_are_read_at_each_configure(robot):
+    robot.node.trigger_configure()
+    robot.node.trigger_cleanup()
+    robot.node.set_parameters([Parameter('cache_preset', value='off')])
+    robot.node.trigger_configure()
+    assert [parameters.cache_preset for parameters in robot.configured] == ['safe', 'off']
+
+
+def test_inactive_node_neither_acts_nor_counts(robot, policy, spin_for):
+    robot.node.trigger_configure()
+    robot.wait_for_peers()
+    robot.tell('push the point')
+    robot.send(SECOND_NS)
+    spin_for(0.1)
+    assert policy.observations == []
+    assert robot.chunks == []
+    assert robot.node.drops == {}
+
+
+def test_deactivate_revokes_the_chunk(robot, spin_until):
+    robot.activate().expect_alive(SECOND_NS)
+    robot.chunks.clear()
+    robot.node.trigger_deactivate()
+    spin_until(lambda: robot.chunks)
+    assert len(robot.chunks[0].points) == 0
+
+
+def test_autostart_configures_and_activates(executor, spin_until, policy):
+    robot = Robot(executor, spin_until, policy, autostart=True)
+    spin_until(lambda: robot.state == 'active')
+
+
+def test_transitions_by_service(robot, spin_until):
+    from lifecycle_msgs.srv import ChangeState, GetState
+
+    change = robot.peer.create_client(ChangeState, 'policy_node/change_state')
+    get = robot.peer.create_client(GetState, 'policy_node/get_state')
+    spin_until(lambda: change.service_is_ready() and get.service_is_ready())
+    for transition, state in (
+        (1, State.PRIMARY_STATE_INACTIVE),
+        (3, State.PRIMARY_STATE_ACTIVE),
+        (4, State.PRIMARY_STATE_INACTIVE),
+        (2, State.PRIMARY_STATE_UNCONFIGURED),
+        (5, State.PRIMARY_STATE_FINALIZED),
+    ):
+        request = ChangeState.Request()
+        request.transition.id = transition
+        answer = change.call_async(request)
+        spin_until(answer.done)
+        assert answer.result().success
+        answer = get.call_async(GetState.Request())
+        spin_until(answer.done)
+        assert answer.result().current_state.id == state
+
+
+# Acting
+
+
+def test_observation_becomes_a_chunk_with_its_stamp(robot, policy):
+    robot.activate()
+    robot.send_state(SECOND_NS, x_m=0.25)
+    robot.send_images(SECOND_NS)
+    actions = robot.expect_chunk(SECOND_NS)
+    np.testing.assert_allclose(actions[:, 0], 0.5)
+    (observation,) = policy.observations
+    assert observation.stamp_ns == SECOND_NS
+    assert observation.instruction == 'push the point'
+    assert observation.proprioception.ee_position_m[0] == 0.25
+    np.testing.assert_array_equal(observation.images['wrist'], PIXELS)
+
+
+def test_step_report_tells_times_and_reuse(robot, spin_until):
+    robot.activate().send(SECOND_NS)
+    spin_until(lambda: robot.reports)
+    report = robot.reports[0]
+    assert report['stage_ms'] == {'vision': 1.0, 'head': 0.5}
+    assert report['mode'] == 'cached'
+    assert report['reused'] == {'agentview': 2, 'wrist': 0}
+    assert report['tokens'] == {'agentview': 4, 'wrist': 4}
+    assert report['age_max'] == 3
+    assert report['recompute_ratio'] == pytest.approx((12 + 2 * 10) / 36)
+    assert report['inference_ms'] >= 0
+    assert report['published_ns'] > report['received_ns']
+
+
+def test_slow_policy_works_on_the_newest_image(robot, policy, spin_for):
+    robot.activate()
+    policy.inference_s = 0.2
+    for tenth in range(10, 14):
+        robot.send(tenth * SECOND_NS // 10)
+        spin_for(0.01)
+    robot.expect_chunk(13 * SECOND_NS // 10)
+    stamps = [observation.stamp_ns for observation in policy.observations]
+    assert stamps == [SECOND_NS, 13 * SECOND_NS // 10]
+    robot.expect_drop('superseded', 2)
+    assert all(len(chunk.points) for chunk in robot.chunks)  # nothing was revoked
+
+
+def test_executor_is_free_during_inference(robot, policy, spin_until):
+    robot.activate()
+    policy.inference_s = 0.5
+    robot.send(SECOND_NS)
+    ticks = []
+    robot.peer.create_timer(0.01, lambda: ticks.append(len(policy.observations)))
+    robot.expect_chunk(SECOND_NS)
+    assert ticks.count(0) >= 5
+
+
+def test_reset_flushes_and_voids_what_is_in_work(robot, policy, spin_until, spin_for):
+    robot.activate()
+    policy.inference_s = 0.2
+    robot.send(SECOND_NS)
+    spin_for(0.05)
+    answer = robot.reset.call_async(Trigger.Request())
+    spin_until(answer.done)
+    assert answer.result().success
+    assert json.loads(answer.result().message) == {'instruction': 'push the point'}
+    robot.expect_drop('superseded')
+    assert robot.chunks == []
+    policy.inference_s = 0.0
+    robot.expect_alive(2 * SECOND_NS)
+    assert policy.resets[-1] == 'reset'
+
+
+def test_reset_is_refused_while_inactive(robot, spin_until):
+    robot.node.trigger_configure()
+    spin_until(robot.reset.service_is_ready)
+    answer = robot.reset.call_async(Trigger.Request())
+    spin_until(answer.done)
+    assert not answer.result().success
+
+
+def test_instruction_change_resets_the_policy_once(robot, policy):
+    robot.activate().expect_alive(SECOND_NS)
+    robot.tell('pull the point')
+    robot.instruction.publish(String(data='pull the point'))
+    robot.expect_alive(2 * SECOND_NS)
+    robot.expect_alive(3 * SECOND_NS)
+    assert policy.resets.count('instruction change') == 2  # the first one included
+    assert policy.observations[-1].instruction == 'pull the point'
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {'encoding': '32FC1'},
+        {'width': 1000},
+        {'step': 3},
+        {'data': []},
+        {'height': 0},
+    ],
+    ids=['encoding', 'size', 'step', 'empty', 'no rows'],
+)
+def test_bad_image(robot, changes):
+    robot.activate()
+    robot.send_state(SECOND_NS)
+    robot.send_images(SECOND_NS, cameras=('wrist',), **changes)
+    drop = robot.expect_drop('bad_image')
+    assert 'wrist' in drop['detail']
+    assert 'valid' in drop['detail']
+    assert len(robot.expect_chunk(SECOND_NS)) == 0
+    robot.expect_alive(2 * SECOND_NS)
+
+
+def test_nan_in_the_pose(robot):
+    robot.activate()
+    robot.send_state(SECOND_NS, x_m=float('nan'))
+    robot.send_images(SECOND_NS)
+    assert 'ee_position_m' in robot.expect_drop('bad_observation')['detail']
+    assert len(robot.expect_chunk(SECOND_NS)) == 0
+    robot.expect_alive(2 * SECOND_NS)
+
+
+def test_missing_camera(robot, spin_for):
+    robot.activate()
+    for tenth in range(10, 17):
+        robot.send_state(tenth * SECOND_NS // 10)
+        robot.send_images(tenth * SECOND_NS // 10, cameras=('agentview',))
+        spin_for(0.02)
+    drop = robot.expect_drop('missing_camera')
+    assert 'no image from wrist' in drop['detail']
+    assert len(robot.expect_chunk(drop['stamp_ns'])) == 0
+    robot.expect_alive(2 * SECOND_NS)
+
+
+def test_no_instruction(robot):
+    robot.activate(instruction='')
+    robot.send(SECOND_NS)
+    assert 'vla/instruction' in robot.expect_drop('no_instruction')['detail']
+    assert len(robot.expect_chunk(SECOND_NS)) == 0
+
+
+def test_empty_instruction_stops_the_robot(robot):
+    robot.activate().expect_alive(SECOND_NS)
+    robot.tell('  ')
+    robot.expect_drop('empty_instruction')
+    robot.send(2 * SECOND_NS)
+    robot.expect_drop('no_instruction')
+    robot.tell('push the point')
+    robot.expect_alive(3 * SECOND_NS)
+
+
+def test_instruction_too_long(robot):
+    robot.activate('push ' * 20)
+    robot.send(SECOND_NS)
+    assert 'up to 60' in robot.expect_drop('bad_instruction')['detail']
+    assert len(robot.expect_chunk(SECOND_NS)) == 0
+    robot.tell('push the point')
+    robot.expect_alive(2 * SECOND_NS)
+
+
+def test_clock_going_backwards(robot, policy):
+    robot.activate().expect_alive(5 * SECOND_NS)
+    robot.send(SECOND_NS)
+    assert 'before its predecessor' in robot.expect_drop('clock_backwards')['detail']
+    robot.expect_alive(2 * SECOND_NS)
+    assert policy.resets[-1] == 'clock went backwards'
+
+
+def test_image_without_a_stamp_of_its_own(robot):
+    robot.activate().expect_alive(SECOND_NS)
+    robot.send(SECOND_NS)
+    robot.expect_drop('repeated_stamp', 2)
+    robot.expect_alive(2 * SECOND_NS)
+
+
+def test_stale_image(executor, spin_until, policy):
+    robot = Robot(executor, spin_until, policy, use_sim_time=False).activate()
+    robot.send(SECOND_NS)  # half a century ago
+    assert 'at most 500 ms' in robot.expect_drop('stale_image')['detail']
+    assert len(robot.expect_chunk(SECOND_NS)) == 0
+
+
+@pytest.mark.parametrize(
+    ('fault', 'reason'),
+    [
+        (RuntimeError('CUDA error'), 'inference_fault'),
+        (ObservationError('image is too small.'), 'bad_observation'),
+    ],
+)
+def test_policy_that_raises(robot, policy, fault, reason):
+    robot.activate()
+    policy.fault = fault
+    robot.send(SECOND_NS)
+    assert str(fault) in robot.expect_drop(reason)['detail']
+    assert len(robot.expect_chunk(SECOND_NS)) == 0
+    policy.fault = None
+    robot.expect_alive(2 * SECOND_NS)
+    assert (policy.resets[-1] == 'fault') == (reason == 'inference_fault')
+
+
+# Loading
+
+
+def test_unknown_policy_is_refused_by_name():
+    with pytest.raises(ConfigError, match='valid: small_vla'):
+        load_policy(PolicyParameters(policy='octo'))
+
+
+def test_missing_checkpoint_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match=str(tmp_path)):
+        load_policy(PolicyParameters(checkpoint=str(tmp_path / 'nothing')))
+
+
+def test_unnorm_key_is_refused_where_it_means_nothing(tmp_path):
+    with pytest.raises(ConfigError, match='unnorm_key'):
+        load_policy(PolicyParameters(unnorm_key='bridge_orig'))
