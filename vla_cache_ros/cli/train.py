@@ -7,6 +7,8 @@ the dataset folder. One command, stopped and resumed at will.
 
 import json
 import multiprocessing
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -80,6 +82,9 @@ def run_train(config: TrainConfig) -> int:
         DatasetError: The dataset cannot be read.
         CheckpointError: The folder holds a run of another architecture.
     """
+    # A terminated training ends as an interrupted one does: with its state saved.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     trainer = build_trainer(config)
     remaining = max(0, config.steps - trainer.step)
     with (
@@ -204,12 +209,11 @@ def _dagger_tasks(config: TrainConfig) -> tuple[tuple[str, int], ...]:
 
 def _record_dagger(config: TrainConfig, tasks: tuple[tuple[str, int], ...]) -> None:
     """Wait for the first checkpoint worth driving with, then record."""
-    import signal
-
     from vla_cache_sim.demonstrations import RecordingConfig, record_demonstrations
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         while trained_steps(config.out) < config.dagger_after_steps:
             time.sleep(CHECKPOINT_POLL_S)
@@ -227,6 +231,14 @@ def _record_dagger(config: TrainConfig, tasks: tuple[tuple[str, int], ...]) -> N
         )
     except KeyboardInterrupt:
         return
+
+
+def _end_with_parent() -> None:
+    """Interrupt this process when the trainer was killed and could not end it."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        signal.raise_signal(signal.SIGTERM)
 
 
 def trained_steps(run: Path) -> int:
