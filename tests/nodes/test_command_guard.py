@@ -173,16 +173,28 @@ def test_limits_clip_and_are_reported(executor, spin_until, spin_for):
     assert not status['is_null']
 
 
-def test_empty_chunk_revokes_the_rest_and_answers_at_once(arm):
+def test_empty_chunk_revokes_the_rest_and_null_actions_stand_in(executor, spin_until, spin_for):
+    arm = Arm(executor, spin_until, spin_for, pacing='state', actions_per_chunk=2)
     arm.send(chunk(), SECOND_NS)
     arm.ask(SECOND_NS)
     arm.next_command()
     arm.send(chunk(0), SECOND_NS + PERIOD_NS)
-    arm.ask(SECOND_NS + PERIOD_NS)
-    assert arm.commands == []  # lockstep waits for a chunk ..
-    arm.send(chunk(0), SECOND_NS + PERIOD_NS)  # .. or for word that there will be none
+    for step in (1, 2):
+        arm.ask(SECOND_NS + step * PERIOD_NS)
+        action, status = arm.next_command()
+        assert action == [0, 0, 0, 0, 0, 0, 0.5]
+        assert status['reasons'] == ['no_action']
+    arm.ask(SECOND_NS + 3 * PERIOD_NS)
+    assert arm.commands == []  # the next chunk is due
+    arm.send(chunk(), SECOND_NS + 3 * PERIOD_NS)
+    assert arm.next_command()[1]['index'] == 0
+
+
+def test_empty_chunk_answers_the_state_that_waits(arm):
+    arm.ask(SECOND_NS)
+    arm.send(chunk(0), SECOND_NS)
     action, status = arm.next_command()
-    assert action == [0, 0, 0, 0, 0, 0, 0.5]
+    assert action == NULL
     assert status['reasons'] == ['no_action']
 
 

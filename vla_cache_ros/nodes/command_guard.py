@@ -67,6 +67,7 @@ class CommandGuardNode(Node):
         )
         self._refused: Counter[str] = Counter()
         self._asked_ns: int | None = None  # a control step that waits for its command
+        self._null_left = 0  # null actions that stand in for the chunk that was revoked
 
         self._command_publisher = qos.publish(self, JointTrajectory, 'vla/action', qos.command())
         self._status_publisher = qos.publish(self, String, 'vla/status', qos.report())
@@ -87,7 +88,7 @@ class CommandGuardNode(Node):
     def _on_state(self, message: JointState) -> None:
         """Lockstep: answer this state now, or as soon as a chunk is there."""
         self._asked_ns = stamp_to_ns(message.header.stamp)
-        if self._queue.remaining:
+        if self._queue.remaining or self._null_left:
             self._answer()
 
     def _on_period(self) -> None:
@@ -108,21 +109,28 @@ class CommandGuardNode(Node):
             return
         if not len(actions):
             self._revoke()
-        elif not self._queue.load(ActionChunk(actions, stamp_ns)):
+            return
+        if not self._queue.load(ActionChunk(actions, stamp_ns)):
             self._refused['repeated_chunk'] += 1
             self.get_logger().warning(
                 f'chunk of stamp {stamp_ns} refused: one of that stamp or a newer one was loaded.',
                 throttle_duration_sec=1.0,
             )
-        elif self._asked_ns is not None:
+            return
+        self._null_left = 0
+        if self._asked_ns is not None:
             if self._timer is not None:
                 self._asked_ns = self.get_clock().now().nanoseconds
                 self._timer.reset()  # the new chunk's rhythm begins with its first action
             self._answer()
 
     def _revoke(self) -> None:
-        """Forget the chunk; a step that waits for its command gets the null action."""
+        """Forget the chunk; as many null actions as it had stand in for it.
+
+        In lockstep they keep the simulator going until its next images are due.
+        """
         self._queue.clear()
+        self._null_left = self._settings.actions_per_chunk
         if self._asked_ns is not None and self._timer is None:
             self._answer()
 
@@ -132,6 +140,7 @@ class CommandGuardNode(Node):
         assert asked_ns is not None  # callers checked
         queued = self._queue.pop()
         if queued is None:
+            self._null_left = max(0, self._null_left - 1)
             command = self._guard.check(None, asked_ns, asked_ns)
         else:
             command = self._guard.check(queued.action, queued.stamp_ns, asked_ns, queued.sequence)
@@ -155,6 +164,7 @@ class CommandGuardNode(Node):
         self._queue.clear()
         self._guard.reset()
         self._asked_ns = None
+        self._null_left = 0
         response.success = True
         return response
 
