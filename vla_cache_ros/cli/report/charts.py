@@ -165,7 +165,14 @@ def draw_steps(path: Path, step_ms: Mapping[str, Sequence[float]]) -> None:
             axis.set_ylim(bottom=0)
             axis.set_xlabel('policy step')
             axis.set_ylabel('ms')
-            axis.legend(frameon=False, fontsize=8, labelcolor=theme.ink, loc='lower right')
+            axis.legend(
+                ncols=2,
+                loc='lower left',
+                bbox_to_anchor=(0, 1.0),
+                frameon=False,
+                fontsize=8,
+                labelcolor=theme.ink,
+            )
 
 
 def _group_name(start: int, stop: int) -> str:

@@ -108,7 +108,7 @@ def _render(
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters.update(ms=_number, ratio=_ratio, percent=_percent)
+    environment.filters.update(ms=_two, one=_one, ratio=_ratio, percent=_percent)
     video = folder / VIDEO
     embedded = has_video and video.stat().st_size <= MAX_EMBEDDED_BYTES
     return environment.get_template('page.html.j2').render(
@@ -133,8 +133,12 @@ def _data_url(path: Path, mime: str) -> str:
     return f'data:{mime};base64,{base64.b64encode(path.read_bytes()).decode()}'
 
 
-def _number(value: float | None) -> str:
-    return '–' if value is None or value != value else f'{value:.1f}'
+def _one(value: float | None) -> str:
+    return '–' if value is None else f'{value:.1f}'
+
+
+def _two(value: float | None) -> str:
+    return '–' if value is None else f'{value:.2f}'
 
 
 def _ratio(value: float | None) -> str:
