@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 import rclpy
+from rclpy.executors import Executor
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 
@@ -46,6 +47,7 @@ class Graph:
         params_file: str | Path | None = None,
         overrides: Overrides | None = None,
         namespace: str = '',
+        executor: Executor | None = None,
     ) -> None:
         """Create, configure and activate the nodes.
 
@@ -56,6 +58,7 @@ class Graph:
             overrides: Node name -> parameter -> value; these win over the file. use_sim_time is
                 set for every node but the simulator, whose clock it is.
             namespace: ROS namespace of all nodes.
+            executor: Spins the nodes; default: `running.make_executor`'s.
 
         Raises:
             ConfigError: The parameter file does not exist, a parameter is wrong, or a node could
@@ -71,7 +74,7 @@ class Graph:
             rclpy.init()
         self._nodes: list[Any] = []
         try:
-            self.executor = make_executor()
+            self.executor = executor or make_executor()
 
             def create(node_class: Callable[..., Any], name: str, *factory: Any) -> Any:
                 values = {'use_sim_time': name != 'sim_bridge', **(overrides or {}).get(name, {})}
