@@ -44,8 +44,8 @@ class LiberoEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     """A Franka Panda at one of LIBERO's tasks.
 
     Observation (Dict):
-        <camera>: uint8 [H, W, 3], RGB, upright as a person would hold the camera. 'agentview' looks
-            at the robot from across the table, 'wrist' rides on the hand.
+        <camera>: uint8 [H, W, 3], RGB, upright as a person would hold the camera. 'agentview'
+            looks at the robot from across the table, 'wrist' rides on the hand.
         ee_position_m: float32 [3], grip site in the world frame, metres.
         ee_quaternion_xyzw: float32 [4], hand in the world frame.
         gripper_position_m: float32 [2], the two finger joints, metres (0.04, -0.04 fully open).
@@ -116,7 +116,7 @@ class LiberoEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         self._init_state: int | str = 0
 
         image = spaces.Box(0, 255, (image_size_px, image_size_px, 3), np.uint8)
-        self.observation_space = spaces.Dict(
+        self.observation_space: spaces.Dict = spaces.Dict(
             {
                 **dict.fromkeys(self.cameras, image),
                 'ee_position_m': spaces.Box(-3.0, 3.0, (3,), np.float32),
@@ -305,7 +305,7 @@ class LiberoEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         """
         import mujoco
 
-        model, data = self._scene.model, self._scene.data
+        model, data = self.scene.model, self.scene.data
         robot = self._domain.robots[0]
         for substep in range(self._substeps):
             mujoco.mj_step1(model, data)
@@ -339,9 +339,7 @@ class LiberoEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
             self._domain = problem(
                 bddl_path,
                 robots=['Panda'],
-                controller_configs=robosuite.load_controller_config(
-                    default_controller='OSC_POSE'
-                ),
+                controller_configs=robosuite.load_controller_config(default_controller='OSC_POSE'),
                 gripper_types='default',
                 initialization_noise=None,
                 use_camera_obs=False,

@@ -15,6 +15,7 @@ import tempfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -116,17 +117,18 @@ def _silence_robosuite() -> None:
     if 'robosuite' in sys.modules:
         logging.getLogger('robosuite_logs').setLevel(logging.ERROR)
         return
-    spec = importlib.util.find_spec('robosuite')
-    path = Path(next(iter(spec.submodule_search_locations or ())), 'macros.py') if spec else None
-    macros_spec = importlib.util.spec_from_file_location('robosuite.macros', path) if path else None
-    if macros_spec is None or macros_spec.loader is None:
+    package = importlib.util.find_spec('robosuite')
+    folder = next(iter((package and package.submodule_search_locations) or ()), '')
+    spec = importlib.util.spec_from_file_location('robosuite.macros', Path(folder, 'macros.py'))
+    if spec is None or spec.loader is None:
         raise SimulatorError(f'robosuite is damaged; reinstall it with: {INSTALL_COMMAND}')
-    macros = importlib.util.module_from_spec(macros_spec)
-    macros_spec.loader.exec_module(macros)
+    macros: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(macros)
     macros.FILE_LOGGING_LEVEL = None
     macros.CONSOLE_LOGGING_LEVEL = 'ERROR'
     sys.modules['robosuite.macros'] = macros
-    importlib.import_module('robosuite').macros = macros
+    robosuite: Any = importlib.import_module('robosuite')
+    robosuite.macros = macros
 
 
 def find_task(suite: str, index: int) -> LiberoTask:

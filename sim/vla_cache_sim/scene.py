@@ -18,8 +18,15 @@ CAMERAS = {'agentview': 'agentview', 'wrist': 'robot0_eye_in_hand', 'front': 'fr
 
 _VISUAL_GROUP = 1
 _COLLISION_GROUP = 0
-_GROUNDS = ('main_table', 'floor', 'countertop', 'coffee_table', 'kitchen_table', 'study_table',
-            'living_room_table')
+_GROUNDS = (
+    'main_table',
+    'floor',
+    'countertop',
+    'coffee_table',
+    'kitchen_table',
+    'study_table',
+    'living_room_table',
+)
 _RASTER = 4
 """Raster points per patch and axis when a mask is filled."""
 _NEAR_M = 0.01
@@ -314,14 +321,14 @@ class Scene:
         raster = np.zeros((rows * _RASTER, cols * _RASTER), dtype=np.uint8)
         scale = np.array([cols, rows]) * _RASTER
         for geom in geoms:
-            corners = self._corners_of(geom)
-            points = corners @ self.data.geom_xmat[geom].reshape(3, 3).T + self.data.geom_xpos[geom]
+            rotation = self.data.geom_xmat[geom].reshape(3, 3)
+            points = self._corners_of(geom) @ rotation.T + self.data.geom_xpos[geom]
             image, depth = self.project(camera, points)
             image = np.clip(image[depth > _NEAR_M], -2.0, 3.0) * scale - 0.5
             if len(image):
                 outline = cv2.convexHull(np.round(image).astype(np.int32))
                 cv2.fillConvexPoly(raster, outline, 1)
-        return raster.reshape(rows, _RASTER, cols, _RASTER).any(axis=(1, 3))
+        return raster.reshape(rows, _RASTER, cols, _RASTER).max(axis=(1, 3)) > 0
 
     def _visual_geoms(self, body: int) -> np.ndarray:
         geoms = self._geoms_below(body)

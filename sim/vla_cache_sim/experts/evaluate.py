@@ -1,6 +1,6 @@
 """How often a scripted expert succeeds, from official or random starts.
 
-    python -m vla_cache_sim.experts.evaluate --suite libero_object --tasks 0-9 --init-states 10
+python -m vla_cache_sim.experts.evaluate --suite libero_object --tasks 0-9 --init-states 10
 """
 
 import argparse
@@ -88,9 +88,7 @@ def parse_tasks(text: str, tasks: int) -> list[int]:
     except ValueError:
         indices = []
     if not indices or not all(0 <= index < tasks for index in indices):
-        raise ConfigError(
-            f'tasks are indices in 0..{tasks - 1}, as in "0-3,7"; got {text!r}'
-        )
+        raise ConfigError(f'tasks are indices in 0..{tasks - 1}, as in "0-3,7"; got {text!r}')
     return indices
 
 

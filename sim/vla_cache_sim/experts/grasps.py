@@ -63,7 +63,7 @@ class Grasp:
 
 
 def angle_difference(a: Any, b: Any) -> Any:
-    """a - b for axes (modulo pi), in [-pi/2, pi/2); numbers or arrays."""
+    """A - b for axes (modulo pi), in [-pi/2, pi/2); numbers or arrays."""
     return (a - b + np.pi / 2) % np.pi - np.pi / 2
 
 
@@ -102,9 +102,9 @@ def across_narrowest(
 ) -> Grasp:
     """Grasp a convex object across its narrowest horizontal extent, where the hand has room.
 
-    Candidates are all angles, centred or shifted along the object; the cheapest is taken, in metres:
+    Candidates are all angles, centred or shifted along the object; the cheapest is taken:
 
-        cost = width + 0.012 |turn from home| + 0.3 |shift| + (0.05 + penetration of the palm)
+        cost_m = width + 0.012 |turn from home| + 0.3 |shift| + (0.05 + penetration of the hand)
 
     so round and nearly square objects are taken without turning, and the last term is what turns
     or shifts the hand where a taller neighbour stands under the palm.
@@ -126,7 +126,9 @@ def across_narrowest(
     width = np.ptp(along, axis=0)
     length = np.ptp(across, axis=0)
     turn = np.abs(angle_difference(_ANGLES_RAD, HOME_ANGLE_RAD))
-    centre = (along.max(0) + along.min(0)) / 2 * _AXES + (across.max(0) + across.min(0)) / 2 * _NORMALS
+    middle_along = (along.max(axis=0) + along.min(axis=0)) / 2
+    middle_across = (across.max(axis=0) + across.min(axis=0)) / 2
+    centre = middle_along * _AXES + middle_across * _NORMALS  # [2, angles]
 
     # [angles, shifts]
     shift = np.broadcast_to(_SHIFTS_M, (len(_ANGLES_RAD), len(_SHIFTS_M)))

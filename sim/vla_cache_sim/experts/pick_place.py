@@ -24,6 +24,7 @@ from vla_cache_sim.experts.grasps import (
     on_rim,
     within_reach,
 )
+from vla_cache_sim.libero import LiberoEnv
 from vla_cache_sim.scene import Scene
 
 OPEN, CLOSE = -1.0, 1.0
@@ -138,11 +139,16 @@ class Expert:
         above = grasp.depth_m + _HOVER_M
         height = grasp.position_m[2] + blocked * above
         if misaligned > 1:
-            height = max(height, self._height_over_obstacles(gripper, grasp.position_m))
+            top = self._obstacle_top_m(gripper[:2], grasp.position_m[:2], 0.15, radius_m=0.055)
+            height = max(height, top + _CLEARANCE_M)
         goal = np.array([*grasp.position_m[:2], height])
         # Too low to move sideways: rise before anything else.
         lack = height - gripper[2]
         sideways = np.clip(1.5 - lack / 0.03, 0.0, 1.0) if blocked > 0 else 1.0
+        if turn > 0.2 and misaligned > 1:
+            # The hand is as wide as 22 cm: beside something tall it turns before it goes on.
+            top = self._obstacle_top_m(gripper[:2], grasp.position_m[:2], 0.1, radius_m=0.12)
+            sideways *= 0.2 if top > gripper[2] else 1.0
         goal[:2] = gripper[:2] + sideways * (goal[:2] - gripper[:2])
         self.phase = 'descend' if blocked < 0.5 else 'approach'
         return self._move(goal, grasp.angle_rad, OPEN)
@@ -204,17 +210,14 @@ class Expert:
     def _carry_height_m(self, start: np.ndarray, goal: np.ndarray) -> float:
         """Height that the object's lowest point needs on its next centimetres."""
         rim = float(self.scene.points_m(self.scene.goal_object)[:, 2].max())
-        return max(rim, self._obstacle_top_m(start, goal, lookahead_m=0.15)) + _CLEARANCE_M
+        return max(rim, self._obstacle_top_m(start, goal, 0.15, radius_m=0.07)) + _CLEARANCE_M
 
     # What is in the way
 
-    def _height_over_obstacles(self, start: np.ndarray, goal: np.ndarray) -> float:
-        """Height that the grip site needs to pass over what stands on its way."""
-        top = self._obstacle_top_m(start[:2], goal[:2], lookahead_m=0.12)
-        return top + _CLEARANCE_M
-
-    def _obstacle_top_m(self, start: np.ndarray, goal: np.ndarray, lookahead_m: float) -> float:
-        """Top of the highest other object within 7 cm of the next centimetres of the way."""
+    def _obstacle_top_m(
+        self, start: np.ndarray, goal: np.ndarray, lookahead_m: float, radius_m: float
+    ) -> float:
+        """Top of the highest other thing within a radius of the next centimetres of the way."""
         way = goal - start
         length = float(np.hypot(*way))
         end = start + way * min(1.0, lookahead_m / max(length, 1e-6))
@@ -223,7 +226,7 @@ class Expert:
             if name == self.scene.target:
                 continue
             points = self.scene.points_m(name)
-            if _distance_to_segment(points[:, :2], start, end).min() < 0.07:
+            if _distance_to_segment(points[:, :2], start, end).min() < radius_m:
                 top = max(top, points[:, 2].max())
         return float(top)
 
@@ -243,9 +246,7 @@ class Expert:
         # Bring the approach axis to straight down (cross product), then turn about it.
         tilt = np.cross(pose.rotation[:, 2], (0.0, 0.0, -1.0))
         rotation = tilt + np.array([0.0, 0.0, turn])
-        action[3:6] = np.clip(
-            _GAIN * rotation / _RADIANS_PER_UNIT, -_MAX_ROTATION, _MAX_ROTATION
-        )
+        action[3:6] = np.clip(_GAIN * rotation / _RADIANS_PER_UNIT, -_MAX_ROTATION, _MAX_ROTATION)
         action[6] = gripper
         return action
 
@@ -263,9 +264,11 @@ def make_expert(env: gymnasium.Env[Any, Any]) -> Expert:
     Build a new one after a reset to another task; `Expert.reset` is enough for the same task.
 
     Raises:
-        ConfigError: There is no expert for the suite.
+        ConfigError: There is no expert for the environment or its suite.
     """
     libero = env.unwrapped
+    if not isinstance(libero, LiberoEnv):
+        raise ConfigError(f'the scripted experts drive LiberoEnv, not {type(libero).__name__}')
     suite = libero.suite.name
     if suite not in ('libero_object', 'libero_spatial'):
         raise ConfigError(
