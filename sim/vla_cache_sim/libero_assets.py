@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import tempfile
+import warnings
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -64,6 +65,9 @@ def prepare_import() -> None:
                 f'the Python package {module!r} is not installed; get it with: {INSTALL_COMMAND}'
             )
     _settle_config_path()
+    # LIBERO imports matplotlib, which complains where it cannot write beneath HOME.
+    if 'MPLCONFIGDIR' not in os.environ and not os.access(Path.home(), os.W_OK):
+        os.environ['MPLCONFIGDIR'] = str(_cache_dir())
     _silence_robosuite()
 
 
@@ -127,7 +131,9 @@ def _silence_robosuite() -> None:
     macros.FILE_LOGGING_LEVEL = None
     macros.CONSOLE_LOGGING_LEVEL = 'ERROR'
     sys.modules['robosuite.macros'] = macros
-    robosuite: Any = importlib.import_module('robosuite')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', DeprecationWarning)  # it logs by a deprecated name
+        robosuite: Any = importlib.import_module('robosuite')
     robosuite.macros = macros
 
 
