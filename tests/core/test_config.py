@@ -50,6 +50,8 @@ def test_every_field_is_documented():
         ('fixed_ratios', (0.5, 0.5)),
         ('age_limit_steps', 0),
         ('keyframe_period_steps', 0),
+        ('age_stagger_steps', -1),
+        ('age_stagger_steps', 16),
         ('auto_off_min_steps', 0),
         ('auto_off_probe_steps', 0),
         ('auto_off_window_steps', 2),

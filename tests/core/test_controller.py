@@ -22,7 +22,9 @@ LAYOUT = TokenLayout(
     25,
 )
 EVERY = np.arange(LAYOUT.num_tokens)
-SAFE = replace(preset('safe', LAYERS), auto_off=False, camera_motion_fraction=1.0)
+SAFE = replace(
+    preset('safe', LAYERS), auto_off=False, camera_motion_fraction=1.0, age_stagger_steps=0
+)
 TASK = 'pick up the milk'
 
 

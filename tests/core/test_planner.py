@@ -46,7 +46,8 @@ configs = st.builds(
     difference_threshold=st.sampled_from([0.02, 1.0]),
     static_fraction=st.sampled_from([0.0, 0.3, 1.0]),
     protected_fraction=st.sampled_from([0.0, 0.25, 1.0]),
-    age_limit_steps=st.sampled_from([None, 1, 6]),
+    age_limit_steps=st.sampled_from([None, 3, 6]),
+    age_stagger_steps=st.sampled_from([0, 2]),
     camera_motion_fraction=st.sampled_from([0.3, 0.6, 1.0]),
 )
 seeds = st.integers(0, 2**31)
@@ -205,6 +206,18 @@ def test_a_token_at_the_age_limit_is_recomputed():
     plan = make_plan(make_inputs([1.0] * 4, age=[0, 2, 3, 4]), config, layout, LAYERS)
     assert reused_tokens(plan, layout) == [0, 1]
     assert plan.status.tolist() == [PatchStatus.REUSED] * 2 + [PatchStatus.EXPIRED] * 2
+
+
+def test_staggered_limits_expire_one_after_another():
+    layout = make_layout(2, 1)
+    config = replace(PLAIN, age_limit_steps=5, age_stagger_steps=2)
+    reused = [
+        reused_tokens(
+            make_plan(make_inputs([1.0] * 4, age=[age] * 4), config, layout, LAYERS), layout
+        )
+        for age in (2, 3, 4, 5)
+    ]
+    assert reused == [[0, 1, 2, 3], [0, 1, 3], [0, 3], []]
 
 
 def test_a_moving_camera_is_recomputed_whole_and_the_other_is_not():

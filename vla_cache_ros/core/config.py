@@ -41,6 +41,8 @@ class ReuseConfig:
         entropy_refresh: When the model reports attention entropies to an entropy rule: every
             'step' (published) or at each 'keyframe' alone (they cost a pass over all attention).
         age_limit_steps: A token's K/V is at most this many steps old; None: no limit (published).
+        age_stagger_steps: The tokens' limits are spread over this many steps below
+            age_limit_steps, so that they do not all expire in one step and make it a slow one.
         keyframe_period_steps: Everything is recomputed at least this often; None: only at the
             start of an episode (published).
         camera_motion_fraction: Where more than this share of a camera's patches changed, the
@@ -65,8 +67,9 @@ class ReuseConfig:
     growth: float = 0.55
     gain: float = 1.0
     entropy_refresh: str = 'keyframe'
-    age_limit_steps: int | None = 8
-    keyframe_period_steps: int | None = 16
+    age_limit_steps: int | None = 16
+    age_stagger_steps: int = 0
+    keyframe_period_steps: int | None = 64
     camera_motion_fraction: float = 0.6
     auto_off: bool = True
     auto_off_window_steps: int = 64
@@ -95,6 +98,11 @@ class ReuseConfig:
         for name in ('age_limit_steps', 'keyframe_period_steps'):
             value = getattr(self, name)
             self._require(name, value is None or value >= 1, 'at least 1, or None for no limit')
+        self._require(
+            'age_stagger_steps',
+            0 <= self.age_stagger_steps < (self.age_limit_steps or math.inf),
+            f'at least 0 and below age_limit_steps ({self.age_limit_steps})',
+        )
         self._require('gain', math.isfinite(self.gain) and self.gain >= 0, 'finite and >= 0')
         self._require('relevance_layer', self.relevance_layer >= 0, 'at least 0')
         layers = self.prune_layers
@@ -153,7 +161,7 @@ def preset(name: str, num_layers: int = 32) -> ReuseConfig:
         UnknownNameError: There is no such preset.
     """
     if name == 'safe':
-        return ReuseConfig(relevance_layer=num_layers // 2)
+        return ReuseConfig(relevance_layer=num_layers // 2, age_stagger_steps=8)
     if name == 'paper':
         return _published(num_layers, static=150, protected=100)
     if name == 'paper_openvla':

@@ -122,7 +122,8 @@ def _candidates(
 
     candidates = static.copy()
     if config.age_limit_steps is not None:
-        expired = static & (inputs.age >= config.age_limit_steps)
+        spread = np.arange(layout.num_vision) % (config.age_stagger_steps + 1)
+        expired = static & (inputs.age >= config.age_limit_steps - spread)
         status[expired] = PatchStatus.EXPIRED
         candidates &= ~expired
     for camera in layout:
