@@ -8,6 +8,7 @@ Images cross the process without leaving it, yet by the same topics, QoS and mes
 processes: a recorder, a viewer or a second policy may join at any time.
 """
 
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +25,8 @@ from vla_cache_ros.nodes.monitor import Monitor
 from vla_cache_ros.nodes.policy_node import PolicyFactory, PolicyNode
 from vla_cache_ros.nodes.running import make_executor, spin
 from vla_cache_ros.nodes.sim_bridge import EnvFactory, EpisodeResult, SimBridge
+
+_LATE_REPORTS_S = 0.02
 
 Overrides = Mapping[str, Mapping[str, Any]]
 
@@ -130,6 +133,7 @@ class Graph:
         remove = self.sim_bridge.add_episode_listener(results.append)
         try:
             spin(self.executor, until=lambda: bool(results))
+            self._read_late_reports()
         finally:
             remove()
         if not results:
@@ -141,6 +145,12 @@ class Graph:
                 f'{result.reason}'
             )
         return result
+
+    def _read_late_reports(self) -> None:
+        """Let the reports of the last step reach the monitor."""
+        end_s = time.monotonic() + _LATE_REPORTS_S
+        while (left_s := end_s - time.monotonic()) > 0:
+            self.executor.spin_once(left_s)
 
     def close(self) -> None:
         """Destroy the nodes; idempotent."""

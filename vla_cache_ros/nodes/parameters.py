@@ -141,7 +141,7 @@ class SimBridgeParameters:
         20.0, 'Control steps per second of simulated time.', unit='Hz', valid=(0.1, 1000.0)
     )
     frame_every: int = parameter(
-        8,
+        4,
         'Control steps from one rendered pair of images to the next. In lockstep it must equal '
         "the guard's actions_per_chunk.",
         unit='steps',
@@ -191,7 +191,7 @@ class GuardParameters:
         read_only=True,
     )
     actions_per_chunk: int = parameter(
-        8,
+        4,
         'Actions executed of each chunk before the next one is needed.',
         unit='steps',
         valid=(1, 1000),
