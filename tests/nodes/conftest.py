@@ -1,5 +1,6 @@
 """A fake simulator and a fake policy behind the real seams, and the real nodes on real rclpy."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -94,13 +95,16 @@ class FakePolicy:
         self.resets: list[str] = []
         self.fault: Exception | None = None
         self.fill: float | None = None
-        self.inference_s = 0.0
+        self.begun = threading.Event()
+        self.go = threading.Event()
+        self.go.set()
 
     def reset(self, reason: str = 'reset') -> None:
         self.resets.append(reason)
 
     def act(self, observation: Observation) -> ActionChunk:
-        time.sleep(self.inference_s)
+        self.begun.set()
+        assert self.go.wait(30)
         if self.fault is not None:
             raise self.fault
         if len(observation.instruction) > 60:

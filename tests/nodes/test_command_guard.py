@@ -61,7 +61,14 @@ class Arm:
         self.reset = peer.create_client(Trigger, 'command_guard/reset')
         executor.add_node(self.guard)
         executor.add_node(peer)
-        spin_until(lambda: self.chunks.get_subscription_count() and self.reset.service_is_ready())
+        spin_until(
+            lambda: (
+                not self.guard.unconnected()
+                and self.guard._status_publisher.get_subscription_count()
+                and self.chunks.get_subscription_count()
+                and self.reset.service_is_ready()
+            )
+        )
         if self.guard._settings.pacing == 'state':
             spin_until(self.states.get_subscription_count)
 
@@ -83,7 +90,7 @@ class Arm:
 
 @pytest.fixture
 def arm(executor, spin_until, spin_for):
-    return Arm(executor, spin_until, spin_for, pacing='state')
+    return Arm(executor, spin_until, spin_for, pacing='state', actions_per_chunk=8)
 
 
 def test_each_state_gets_one_action_in_order(arm):

@@ -37,9 +37,12 @@ class Source:
         executor.add_node(self.monitor)
         executor.add_node(node)
         spin_until(
-            lambda: all(
-                publisher.get_subscription_count()
-                for publisher in (self.steps, self.status, self.time)
+            lambda: (
+                all(
+                    publisher.get_subscription_count()
+                    for publisher in (self.steps, self.status, self.time, self.monitor._publisher)
+                )
+                and not self.monitor.unconnected()
             )
         )
 

@@ -91,7 +91,8 @@ class Robot:
         self.spin_until(
             lambda: (
                 all(publisher.get_subscription_count() for publisher in publishers)
-                and self.peer.count_publishers('vla/action_chunk')
+                and not self.node.unconnected()
+                and self.node._report_publisher.get_subscription_count()
                 and self.reset.service_is_ready()
             )
         )
@@ -283,12 +284,19 @@ def test_step_report_tells_times_and_reuse(robot, spin_until):
     assert report['published_ns'] > report['received_ns']
 
 
-def test_slow_policy_works_on_the_newest_image(robot, policy, spin_for):
+def test_slow_policy_works_on_the_newest_image(robot, policy, spin_until):
     robot.activate()
-    policy.inference_s = 0.2
-    for tenth in range(10, 14):
+    policy.go.clear()
+    robot.send(SECOND_NS)
+    spin_until(policy.begun.is_set)
+    for tenth in (11, 12, 13):
         robot.send(tenth * SECOND_NS // 10)
-        spin_for(0.01)
+        spin_until(
+            lambda newest_ns=tenth * SECOND_NS // 10: (
+                robot.node._pairing._newest_ns['wrist'] == newest_ns
+            )
+        )
+    policy.go.set()
     robot.expect_chunk(13 * SECOND_NS // 10)
     stamps = [observation.stamp_ns for observation in policy.observations]
     assert stamps == [SECOND_NS, 13 * SECOND_NS // 10]
@@ -298,26 +306,28 @@ def test_slow_policy_works_on_the_newest_image(robot, policy, spin_for):
 
 def test_executor_is_free_during_inference(robot, policy, spin_until):
     robot.activate()
-    policy.inference_s = 0.5
+    policy.go.clear()
     robot.send(SECOND_NS)
     ticks = []
     robot.peer.create_timer(0.01, lambda: ticks.append(len(policy.observations)))
-    robot.expect_chunk(SECOND_NS)
-    assert ticks.count(0) >= 5
+    spin_until(lambda: len(ticks) >= 5)
+    assert not any(ticks)
+    policy.go.set()
+    assert len(robot.expect_chunk(SECOND_NS)) == 8
 
 
-def test_reset_flushes_and_voids_what_is_in_work(robot, policy, spin_until, spin_for):
+def test_reset_flushes_and_voids_what_is_in_work(robot, policy, spin_until):
     robot.activate()
-    policy.inference_s = 0.2
+    policy.go.clear()
     robot.send(SECOND_NS)
-    spin_for(0.05)
+    spin_until(policy.begun.is_set)
     answer = robot.reset.call_async(Trigger.Request())
     spin_until(answer.done)
     assert answer.result().success
     assert json.loads(answer.result().message) == {'instruction': 'push the point'}
+    policy.go.set()
     robot.expect_drop('superseded')
     assert robot.chunks == []
-    policy.inference_s = 0.0
     robot.expect_alive(2 * SECOND_NS)
     assert policy.resets[-1] == 'reset'
 

@@ -8,6 +8,7 @@ from geometry_msgs.msg import PoseStamped
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.parameter import Parameter
+from rclpy.publisher import Publisher
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, JointState, TimeReference
 from std_msgs.msg import String
@@ -73,6 +74,14 @@ class Peer:
     def activate(self) -> 'Peer':
         assert self.bridge.trigger_configure() == SUCCESS
         assert self.bridge.trigger_activate() == SUCCESS
+        publishers = [entity for _, entity in self.bridge._owned if isinstance(entity, Publisher)]
+        assert len(publishers) == len(self.received)
+        self.spin_until(
+            lambda: (
+                self.commands.get_subscription_count()
+                and all(publisher.get_subscription_count() for publisher in publishers)
+            )
+        )
         return self
 
     def call_reset(self, **parameters):

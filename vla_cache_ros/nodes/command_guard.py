@@ -71,11 +71,15 @@ class CommandGuardNode(Node):
 
         self._command_publisher = qos.publish(self, JointTrajectory, 'vla/action', qos.command())
         self._status_publisher = qos.publish(self, String, 'vla/status', qos.report())
-        qos.subscribe(self, JointTrajectory, 'vla/action_chunk', self._on_chunk, qos.command())
+        self._inputs = [
+            qos.subscribe(self, JointTrajectory, 'vla/action_chunk', self._on_chunk, qos.command())
+        ]
         self.create_service(Trigger, '~/reset', self._on_reset)
         self._timer = None
         if parameters.pacing == 'state':
-            qos.subscribe(self, JointState, 'joint_states', self._on_state, qos.state())
+            self._inputs.append(
+                qos.subscribe(self, JointState, 'joint_states', self._on_state, qos.state())
+            )
         else:
             # On the node's own clock: simulated time paces it where use_sim_time is set.
             self._timer = self.create_timer(1 / parameters.control_frequency_hz, self._on_period)
@@ -84,6 +88,11 @@ class CommandGuardNode(Node):
     def counts(self) -> dict[str, int]:
         """Reason -> commands changed or chunks refused; 'passed' -> commands let through."""
         return dict(self._guard.counts) | dict(self._refused)
+
+    def unconnected(self) -> list[str]:
+        """Topics of an episode that have not found their other end yet."""
+        outputs = [] if self._settings.dry_run else [self._command_publisher]
+        return qos.unconnected(outputs, self._inputs)
 
     def _on_state(self, message: JointState) -> None:
         """Lockstep: answer this state now, or as soon as a chunk is there."""
@@ -165,7 +174,10 @@ class CommandGuardNode(Node):
         self._guard.reset()
         self._asked_ns = None
         self._null_left = 0
-        response.success = True
+        unconnected = self.unconnected()
+        response.success = not unconnected
+        if unconnected:
+            response.message = f'no other end yet: {", ".join(unconnected)}'
         return response
 
 

@@ -26,6 +26,7 @@ from vla_cache_ros.nodes.policy_node import PolicyFactory, PolicyNode
 from vla_cache_ros.nodes.running import make_executor, spin
 from vla_cache_ros.nodes.sim_bridge import EnvFactory, EpisodeResult, SimBridge
 
+_DISCOVERY_S = 5.0
 _LATE_REPORTS_S = 0.02
 
 Overrides = Mapping[str, Mapping[str, Any]]
@@ -107,6 +108,12 @@ class Graph:
                     raise ConfigError(
                         f'{node.get_name()} could not be configured; its reason is in the log.'
                     )
+
+        # Policy, guard and simulator wait for one another at each reset; nobody waits for the
+        # monitor, yet its figures shall begin with the first step.
+        end_s = time.monotonic() + _DISCOVERY_S
+        while self.monitor.unconnected() and time.monotonic() < end_s:
+            self.executor.spin_once(0.01)
 
     def __enter__(self) -> 'Graph':
         """Enter a with block, at whose end the graph is closed."""

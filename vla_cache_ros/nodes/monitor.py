@@ -94,16 +94,22 @@ class Monitor(Node):
         self.clear()
 
         self._publisher = qos.publish(self, DiagnosticArray, '/diagnostics', qos.report())
-        qos.subscribe(self, String, 'policy_node/step_report', self._on_step, qos.report())
-        qos.subscribe(self, String, 'vla/status', self._on_status, qos.report())
-        qos.subscribe(
-            self,
-            TimeReference,
-            'sim_bridge/time_reference',
-            self._on_time_reference,
-            qos.report(),
-        )
+        self._inputs = [
+            qos.subscribe(self, String, 'policy_node/step_report', self._on_step, qos.report()),
+            qos.subscribe(self, String, 'vla/status', self._on_status, qos.report()),
+            qos.subscribe(
+                self,
+                TimeReference,
+                'sim_bridge/time_reference',
+                self._on_time_reference,
+                qos.report(),
+            ),
+        ]
         steady_timer(self, self._settings.publish_period_s, self._publish)
+
+    def unconnected(self) -> list[str]:
+        """Topics that nobody publishes yet."""
+        return qos.unconnected([], self._inputs)
 
     def clear(self) -> None:
         """Forget all figures, for a new run."""

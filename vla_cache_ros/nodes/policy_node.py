@@ -120,6 +120,10 @@ class PolicyNode(LifecycleNode):
         with self._lock:
             return dict(self._drops)
 
+    def unconnected(self) -> list[str]:
+        """Topics of an episode that have not found their other end yet; needs `configure`."""
+        return qos.unconnected([self._chunk_publisher], self._owned)
+
     # Lifecycle
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -270,12 +274,20 @@ class PolicyNode(LifecycleNode):
             )
 
     def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        """Forget the episode: nothing that was computed before is published after."""
-        response.success = self._worker is not None
+        """Forget the episode: nothing that was computed before is published after.
+
+        Success also says that every topic is connected, so that the first frame is not lost.
+        """
+        if self._worker is None:
+            response.message = 'not active'
+            return response
+        self._pairing.clear()
+        self._request_reset('reset')
+        if unconnected := self.unconnected():
+            response.message = f'no other end yet: {", ".join(unconnected)}'
+            return response
+        response.success = True
         response.message = json.dumps({'instruction': self._instruction})
-        if self._worker is not None:
-            self._pairing.clear()
-            self._request_reset('reset')
         return response
 
     def _request_reset(self, reason: str) -> None:

@@ -5,7 +5,7 @@ Overrides are ROS 2's own: `qos_overrides.<topic>.<publisher|subscription>.<poli
 `qos_overrides./camera/wrist/image_raw.subscription.reliability: reliable`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from rclpy.lifecycle import LifecycleNode
@@ -76,6 +76,15 @@ def publish(node: Node, kind: type[MessageT], topic: str, profile: QoSProfile) -
     if isinstance(node, LifecycleNode):
         create = node.create_lifecycle_publisher
     return create(kind, topic, profile, qos_overriding_options=overridable())
+
+
+def unconnected(
+    publishers: Iterable[Publisher], subscriptions: Iterable[Subscription]
+) -> list[str]:
+    """Name the topics that have not found their other end yet."""
+    unread = [entity.topic_name for entity in publishers if not entity.get_subscription_count()]
+    silent = [entity.topic_name for entity in subscriptions if not entity.get_publisher_count()]
+    return unread + silent
 
 
 def subscribe(

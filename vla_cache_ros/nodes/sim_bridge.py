@@ -278,10 +278,10 @@ class SimBridge(LifecycleNode):
         self._instruction_publisher = publisher(String, 'vla/instruction', qos.latched())
         self._episode_publisher = publisher(String, '~/episode', qos.report())
         self._time_publisher = publisher(TimeReference, '~/time_reference', qos.report())
-        subscription = qos.subscribe(
+        self._command_subscription = qos.subscribe(
             self, JointTrajectory, 'vla/action', self._on_command, qos.command()
         )
-        self._owned.append((self.destroy_subscription, subscription))
+        self._owned.append((self.destroy_subscription, self._command_subscription))
         service = self.create_service(Trigger, '~/reset', self._on_reset)
         self._owned.append((self.destroy_service, service))
         if parameters.mode == 'lockstep':
@@ -368,11 +368,9 @@ class SimBridge(LifecycleNode):
         self._handshake.start(self._simulator.instruction)
 
     def _peers_present(self) -> bool:
-        """Whether somebody reads every image, and somebody commands."""
-        return all(
-            publisher.get_subscription_count() > 0
-            for publisher in (*self._image_publishers.values(), self._joint_publisher)
-        ) and bool(self.count_publishers('vla/action'))
+        """Whether somebody reads images and state, and somebody commands."""
+        outputs = (*self._image_publishers.values(), self._joint_publisher, self._pose_publisher)
+        return not qos.unconnected(outputs, [self._command_subscription])
 
     @property
     def _period_ns(self) -> int:
