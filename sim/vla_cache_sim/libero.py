@@ -12,12 +12,13 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
+from xml.etree import ElementTree
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from vla_cache_ros.core.errors import ConfigError, UnknownNameError
+from vla_cache_ros.core.errors import ConfigError, SimulatorError, UnknownNameError
 from vla_cache_sim.libero_assets import LiberoTask, find_task, load_init_states, prepare_import
 from vla_cache_sim.random_start import randomize_start
 from vla_cache_sim.renderer import Renderer
@@ -38,6 +39,7 @@ NULL_ACTION = np.array([0, 0, 0, 0, 0, 0, -1], dtype=np.float32)
 
 RESET_OPTIONS = ('task', 'init_state', 'spread')
 MAX_IMAGE_SIZE_PX = 2048
+_PLACEMENT_ATTEMPTS = 50
 
 
 class LiberoEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
@@ -271,9 +273,28 @@ class LiberoEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         self._domain.sim.forward()
 
     def rebuild_arrangement(self, seed: int) -> None:
-        """Reset in place to an arrangement drawn from the task's official regions."""
+        """Reset in place to an arrangement drawn from the task's official regions.
+
+        Raises:
+            SimulatorError: LIBERO finds no free place for its objects.
+        """
+        from robosuite.utils.errors import RandomizationError
+
+        model = self.scene.model
         with _numpy_seed(seed):
-            self._domain.reset()
+            for _ in range(_PLACEMENT_ATTEMPTS):
+                # LIBERO places objects relative to where the furniture was compiled.
+                for body, (position, quaternion) in self._furniture.items():
+                    model.body_pos[body] = position
+                    model.body_quat[body] = quaternion
+                with contextlib.suppress(RandomizationError):
+                    self._domain.reset()
+                    break
+            else:
+                raise SimulatorError(
+                    f'LIBERO found no place for the objects of {self.instruction!r} in '
+                    f'{_PLACEMENT_ATTEMPTS} attempts; use another seed'
+                )
         robot = self._domain.robots[0]
         robot.gripper.current_action = np.zeros(robot.gripper.dof)  # robosuite leaves it
         robot.controller.sim = _NoForward(robot.controller.sim)
@@ -355,7 +376,22 @@ class LiberoEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         self._domain._observables.clear()
         self._substeps = round(self._domain.control_timestep / self._domain.model_timestep)
         self._scene = Scene(self._domain)
+        self._furniture = self._compiled_furniture()
         self._built_task = self._task
+
+    def _compiled_furniture(self) -> dict[int, tuple[list[float], list[float]]]:
+        """Position and quaternion wxyz at which each fixture's body was compiled, by body."""
+        bodies = ElementTree.fromstring(self._domain.model.get_xml()).iter('body')
+        frames = {
+            body.get('name'): (
+                [float(x) for x in body.get('pos', '0 0 0').split()],
+                [float(x) for x in body.get('quat', '1 0 0 0').split()],
+            )
+            for body in bodies
+        }
+        model = self._domain.sim.model
+        indices = (self._domain.obj_body_id[name] for name in self.scene.fixtures)
+        return {index: frames[model.body_id2name(index)] for index in indices}
 
     def _info(self, success: bool) -> dict[str, Any]:
         return {
