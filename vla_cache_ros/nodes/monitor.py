@@ -94,16 +94,17 @@ class Monitor(Node):
         self.clear()
 
         self._publisher = qos.publish(self, DiagnosticArray, '/diagnostics', qos.report())
+        self._time_references = qos.subscribe(
+            self,
+            TimeReference,
+            'sim_bridge/time_reference',
+            self._on_time_reference,
+            qos.report(),
+        )
         self._inputs = [
+            self._time_references,
             qos.subscribe(self, String, 'policy_node/step_report', self._on_step, qos.report()),
             qos.subscribe(self, String, 'vla/status', self._on_status, qos.report()),
-            qos.subscribe(
-                self,
-                TimeReference,
-                'sim_bridge/time_reference',
-                self._on_time_reference,
-                qos.report(),
-            ),
         ]
         steady_timer(self, self._settings.publish_period_s, self._publish)
 
@@ -157,7 +158,9 @@ class Monitor(Node):
 
     def _on_time_reference(self, message: TimeReference) -> None:
         if message.source == 'CLOCK_MONOTONIC':
-            self._captured_ns[stamp_to_ns(message.header.stamp)] = stamp_to_ns(message.time_ref)
+            stamp_ns = stamp_to_ns(message.header.stamp)
+            self._captured_ns[stamp_ns] = stamp_to_ns(message.time_ref)
+            self._join(stamp_ns)
 
     def _on_step(self, message: String) -> None:
         report = self._parse(message)
@@ -203,8 +206,10 @@ class Monitor(Node):
         return None
 
     def _join(self, stamp_ns: int) -> None:
-        """Take a step's latency once both its report and its first command are there."""
+        """Take a step's latency once its parts are there: topics keep no order among them."""
         if stamp_ns not in self._steps or stamp_ns not in self._first_commands:
+            return
+        if stamp_ns not in self._captured_ns and self._time_references.get_publisher_count():
             return
         report = self._steps.pop(stamp_ns)
         commanded_ns = self._first_commands.pop(stamp_ns)
