@@ -133,7 +133,6 @@ def build_trainer(config: TrainConfig) -> 'Trainer':
             seed=config.seed,
             device=config.device,
             threads=config.threads,
-            reload_every_steps=50 if config.dagger_episodes else 0,
         ),
     )
 

@@ -69,7 +69,7 @@ class TrainConfig:
     loss_weights: LossWeights = LossWeights()
     seed: int = 0
     save_every_steps: int = 200
-    reload_every_steps: int = 0
+    reload_every_steps: int = 50
     execute_steps: int = 4
     device: str = 'cpu'
     threads: int = 0
