@@ -36,6 +36,8 @@ _FINGER_HALF_WIDTH_M = 0.014
 _RIM_ANGLES_RAD = np.deg2rad(np.arange(0, 360, 10))
 _RIM_AXES = np.stack([np.cos(_RIM_ANGLES_RAD), np.sin(_RIM_ANGLES_RAD)])
 _RIM_DEPTH_M = 0.03
+_RIM_SIDE_COST_M = 0.02
+_RIM_SIDE_RAD = np.pi / 2
 _WALL_LEAN = 0.3
 """Slope of a bowl's wall, horizontal over vertical."""
 _RIM_INSET_M = 0.006
@@ -166,7 +168,11 @@ def on_rim(
     Candidates are directions around the rim; the cheapest is taken, in metres:
 
         cost = 0.012 |turn from home| + 0.3 (1 - verticality of the wall)
-               + (0.05 + penetration of the hand) + 3 max(0, stretch of the arm - 0.66)
+               + 0.01 (1 - cos(angle from the +y side)) + (0.05 + penetration of the hand)
+               + 3 max(0, stretch of the arm - 0.66)
+
+    The third term breaks the symmetry of the rim: a learner that saw both sides equally often would
+    average them and close the gripper in the middle of the bowl.
 
     Args:
         position_m: float64 [3], the vessel's centre.
@@ -192,6 +198,7 @@ def on_rim(
     verticality = rotation[2] @ np.concatenate([wall, np.ones((1, wall.shape[1]))])
     verticality = verticality / np.hypot(1.0, _WALL_LEAN)
     cost = _TURN_COST_M_PER_RAD * turn - 0.3 * verticality
+    cost = cost + _RIM_SIDE_COST_M / 2 * (1 - np.cos(_RIM_ANGLES_RAD - _RIM_SIDE_RAD))
     hand = _hand_cost(grip[:2], _RIM_AXES, float(grip[2].min()), np.zeros(1), obstacles_m)
     stretch = wrist_stretch_m(grip.T + (0.0, 0.0, 0.1), shoulder_m)
     cost = cost + hand[:, 0] + _STRETCH_COST * np.maximum(stretch - MAX_STRETCH_M + 0.04, 0.0)
