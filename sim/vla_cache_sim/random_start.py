@@ -32,6 +32,9 @@ FIXED_SHIFT_M = 0.012
 MAX_SPREAD = 2.0
 _ATTEMPTS = 40
 _DRAWS_PER_ATTEMPT = 40
+_SETTLING_STEPS = 40
+_REST_SPEED = 0.05
+"""Largest joint velocity at rest, m/s or rad/s."""
 _SETTLED_SHIFT_M = 0.015
 _SETTLED_TURN_RAD = 0.15
 
@@ -55,7 +58,7 @@ def randomize_start(env: 'LiberoEnv', rng: np.random.Generator, spread: float = 
     scene = env.scene
     for _ in range(_ATTEMPTS):
         env.rebuild_arrangement(seed=int(rng.integers(2**32)))
-        env.wait()
+        _settle(env)
         groups = _groups(scene)
         settled = scene.data.qpos.copy()
         placed = False
@@ -81,6 +84,15 @@ def randomize_start(env: 'LiberoEnv', rng: np.random.Generator, spread: float = 
         f'no valid random start found in {_ATTEMPTS} attempts for {env.instruction!r}; '
         f'try a spread below {spread}'
     )
+
+
+def _settle(env: 'LiberoEnv') -> None:
+    """Wait until everything rests: a bowl put on a ramekin slides off and needs a second."""
+    env.wait()
+    for _ in range(_SETTLING_STEPS):
+        if np.abs(env.scene.data.qvel).max() < _REST_SPEED:
+            break
+        env.wait(1)
 
 
 def _groups(scene: 'Scene') -> list[tuple[list[str], bool]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from scipy.spatial import ConvexHull
 from scipy.spatial.transform import Rotation
 
 from vla_cache_ros.core.errors import UnknownNameError
@@ -353,7 +354,7 @@ class Scene:
         return self._below[body]
 
     def _geom_corners(self, geom: int) -> np.ndarray:
-        """Corners of a geom in its own frame, float64 [n, 3]."""
+        """Corners of a geom's convex hull in its own frame, float64 [n, 3]."""
         import mujoco
 
         kind = self.model.geom_type[geom]
@@ -362,7 +363,7 @@ class Scene:
             mesh = self.model.geom_dataid[geom]
             start, count = self.model.mesh_vertadr[mesh], self.model.mesh_vertnum[mesh]
             vertices = np.asarray(self.model.mesh_vert[start : start + count], dtype=float)
-            return vertices[:: max(1, count // 300)]
+            return vertices[ConvexHull(vertices, qhull_options='QJ').vertices]
         if kind in (mujoco.mjtGeom.mjGEOM_CYLINDER, mujoco.mjtGeom.mjGEOM_CAPSULE):
             angle = np.linspace(0, 2 * np.pi, 16, endpoint=False)
             circle = np.stack([np.cos(angle), np.sin(angle)], axis=1) * size[0]

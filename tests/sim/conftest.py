@@ -15,6 +15,7 @@ def object_env() -> Iterator[LiberoEnv]:
 
 @pytest.fixture(scope='session')
 def spatial_env() -> Iterator[LiberoEnv]:
-    env = make_env('libero_spatial', 0, image_size_px=32)
+    """The task with a bowl on a box: something to be carried that stands on something."""
+    env = make_env('libero_spatial', 3, image_size_px=32)
     yield env
     env.close()

@@ -36,10 +36,10 @@ def test_masks_agree_with_rendered_segmentation(
     scene, grid = env.scene, (16, 16)
     masks = scene.relevance_masks(camera, *grid)
     for name, mask in ((scene.target, masks.target), (scene.goal_object, masks.goal)):
-        seen = segmentation(env, camera, name, 128).reshape(16, 8, 16, 8).any(axis=(1, 3))
-        # Occlusion is ignored, so the mask may hold more, but it must not miss a patch.
-        assert not (seen & ~mask).any()
-        assert mask.sum() <= 1.6 * max(seen.sum(), 4) or camera == 'wrist'
+        pixels = segmentation(env, camera, name, 128).reshape(16, 8, 16, 8).sum(axis=(1, 3))
+        # Occlusion is ignored, so the mask may hold more; it may miss no more than a pixel's edge.
+        assert not ((pixels > 4) & ~mask).any()
+        assert mask.sum() <= 1.6 * max((pixels > 0).sum(), 4) or camera == 'wrist'
     assert masks.gripper.any()
     assert masks.target.dtype == bool
     assert masks.target.shape == grid
