@@ -4,6 +4,7 @@ The launch system itself is in no package registry, so here the files are checke
 """
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 
@@ -159,3 +160,10 @@ def test_rates_agree_within_a_file(path):
     if simulator.get('mode') == 'lockstep':
         assert values['command_guard']['pacing'] == 'state'
         assert values['command_guard']['actions_per_chunk'] == simulator['frame_every']
+
+
+def test_lockstep_executes_as_many_actions_as_the_committed_policy_was_trained_for():
+    weights = json.loads((ROOT / 'models/weights/config.json').read_text(encoding='utf-8'))
+    content = yaml.safe_load((ROOT / 'config/libero_small_vla.yaml').read_text(encoding='utf-8'))
+    simulator = content['/**/sim_bridge']['ros__parameters']
+    assert simulator['frame_every'] == weights['execute_steps']
