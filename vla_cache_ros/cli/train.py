@@ -42,6 +42,8 @@ class TrainConfig:
         batch_size: Samples per step.
         learning_rate: Peak learning rate.
         decay_steps: Steps of the final learning-rate decay.
+        spatial_weight: How often a libero_spatial task is drawn, relative to any other: a bowl's
+            rim takes more practice than a can.
         attention: 'camera_isolated', 'vision_isolated' or 'all', see TokenLayout.
         seed: Seeds weights and batches.
         device: 'cpu' or 'cuda'.
@@ -60,6 +62,7 @@ class TrainConfig:
     batch_size: int = 32
     learning_rate: float = 1e-3
     decay_steps: int = 800
+    spatial_weight: float = 1.0
     attention: str = 'camera_isolated'
     seed: int = 0
     device: str = 'cpu'
@@ -130,6 +133,7 @@ def build_trainer(config: TrainConfig) -> 'Trainer':
             batch_size=config.batch_size,
             learning_rate=config.learning_rate,
             decay_steps=config.decay_steps,
+            suite_weights=(('libero_spatial', config.spatial_weight),),
             seed=config.seed,
             device=config.device,
             threads=config.threads,

@@ -1,6 +1,6 @@
 """Demonstrations in memory, and the batches drawn from them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,13 +52,21 @@ class SampleStore:
         episodes: Number of episodes added.
     """
 
-    def __init__(self, cameras: Sequence[str], relevance_bits: int) -> None:
+    def __init__(
+        self,
+        cameras: Sequence[str],
+        relevance_bits: int,
+        suite_weights: Mapping[str, float] | None = None,
+    ) -> None:
         """Start empty.
 
         Args:
             cameras: Names of the cameras, in the model's order.
             relevance_bits: Which bits of Episode.relevance count as task-relevant.
+            suite_weights: How often a task of a suite is drawn, relative to one of weight 1.
         """
+        self._suite_weights = dict(suite_weights or {})
+        self._suites: list[str] = []
         self.cameras = tuple(cameras)
         self.relevance_bits = relevance_bits
         self.episodes = 0
@@ -92,6 +100,7 @@ class SampleStore:
         for episode in episodes:
             self._parts.append(self._arrays(episode))
             self._instructions.append(episode.info.instruction)
+            self._suites.append(episode.info.suite)
             added += 1
         self.episodes += added
         if added:
@@ -105,7 +114,7 @@ class SampleStore:
         tokenizer: WordTokenizer,
         scale: ProprioceptionScale,
     ) -> Batch:
-        """Draw a batch with replacement, every task alike often.
+        """Draw a batch with replacement, every task as often as its suite's weight says.
 
         Raises:
             DatasetError: There is no frame yet.
@@ -161,7 +170,8 @@ class SampleStore:
             task = self._instructions[part]
             task_weight[task] = task_weight.get(task, 0.0) + own.sum()
         balanced = [
-            own / task_weight[task] for own, task in zip(weight, self._instructions, strict=True)
+            own * self._suite_weights.get(suite, 1.0) / task_weight[task]
+            for own, task, suite in zip(weight, self._instructions, self._suites, strict=True)
         ]
         self._index = np.concatenate(index)
         self._probability = np.concatenate(balanced)

@@ -53,6 +53,7 @@ class TrainConfig:
         seed: Of weights and batches.
         save_every_steps: Between two checkpoints.
         reload_every_steps: Between two looks for new episodes in the dataset folder; 0 never.
+        suite_weights: (suite, weight) pairs: how often its tasks are drawn, relative to weight 1.
         execute_steps: Written to the checkpoint: actions executed per policy refresh.
         device: Where to train.
         threads: CPU threads; 0 leaves torch's choice.
@@ -70,6 +71,7 @@ class TrainConfig:
     seed: int = 0
     save_every_steps: int = 200
     reload_every_steps: int = 50
+    suite_weights: tuple[tuple[str, float], ...] = ()
     execute_steps: int = 4
     device: str = 'cpu'
     threads: int = 0
@@ -143,7 +145,9 @@ class Trainer:
         self.device = torch.device(config.device)
         self.tokenizer = tokenizer
         self.store = SampleStore(
-            model_config.cameras, RELEVANCE_BITS['target'] | RELEVANCE_BITS['goal']
+            model_config.cameras,
+            RELEVANCE_BITS['target'] | RELEVANCE_BITS['goal'],
+            dict(config.suite_weights),
         )
         self.load_new_episodes()
         self.scale = ProprioceptionScale.fit(self.store.ee_positions_m)

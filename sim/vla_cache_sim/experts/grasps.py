@@ -171,8 +171,8 @@ def on_rim(
                + 0.01 (1 - cos(angle from the +y side)) + (0.05 + penetration of the hand)
                + 3 max(0, stretch of the arm - 0.66)
 
-    The third term breaks the symmetry of the rim: a learner that saw both sides equally often would
-    average them and close the gripper in the middle of the bowl.
+    The third term breaks the symmetry of the rim: a learner that saw both sides equally often
+    would average them and close the gripper in the middle of the bowl.
 
     Args:
         position_m: float64 [3], the vessel's centre.

@@ -152,6 +152,19 @@ def test_tasks_are_drawn_alike_often_whatever_their_size(dataset: Path, tmp_path
     assert 0.4 < share < 0.6
 
 
+def test_a_suite_of_weight_three_is_drawn_three_times_as_often(
+    dataset: Path, tmp_path: Path
+) -> None:
+    episode = make_episode(5, 'place the milk')
+    info = replace(episode.info, suite='hard')
+    DatasetWriter(dataset, SPEC).append(replace(episode, info=info))
+    config = replace(CONFIG, suite_weights=(('hard', 3.0),))
+    trainer = make_trainer(dataset, tmp_path / 'run', config)
+    batch = trainer.store.draw(np.random.default_rng(0), 400, trainer.tokenizer, trainer.scale)
+    hard = torch.tensor(trainer.tokenizer('place the milk'))
+    assert 0.65 < (batch.text == hard).all(dim=1).float().mean().item() < 0.85
+
+
 def test_kept_patches_are_ascending_distinct_and_prefer_contrast() -> None:
     patches = torch.zeros(64, 16, 12, dtype=torch.uint8)
     patches[:, 3, ::2] = 255
