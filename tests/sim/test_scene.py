@@ -1,7 +1,9 @@
+import mujoco
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
 
 from vla_cache_ros.core.errors import UnknownNameError
 from vla_cache_sim.libero import LiberoEnv
@@ -12,8 +14,6 @@ pytestmark = pytest.mark.sim
 
 def segmentation(env: LiberoEnv, camera: str, name: str, size_px: int) -> np.ndarray:
     """Pixels at which MuJoCo's own segmentation shows an object, upright."""
-    import mujoco
-
     scene = env.scene
     renderer = mujoco.Renderer(scene.model, size_px, size_px)
     renderer.enable_segmentation_rendering()
@@ -86,13 +86,11 @@ def test_points_enclose_the_object(object_env: LiberoEnv):
 def test_the_arm_reaches_any_pose_near_home(
     object_env: LiberoEnv, offset: tuple[float, float, float], yaw: float
 ):
-    from scipy.spatial.transform import Rotation
-
     if object_env._scene is None:
         object_env.start(seed=0, options={'task': 0, 'init_state': 0})
     scene = object_env.scene
     scene.arm_qpos = scene.home_arm_qpos
-    scene.solve_arm(*vars(scene.gripper_pose()).values())
+    mujoco.mj_kinematics(scene.model, scene.data)
     home = scene.gripper_pose()
     goal = home.position_m + offset
     rotation = Rotation.from_euler('z', yaw).as_matrix() @ home.rotation

@@ -64,7 +64,6 @@ def test_picks_the_object_up_again_after_a_drop(object_env: LiberoEnv):
     for _ in range(14):
         object_env.advance(np.array([0, 0, 0.5, 0, 0, 0, -1.0]))
     assert object_env.scene.target_position_m()[2] < start + 0.02
-    assert expert.act()[6] == -1
     assert finish(object_env, expert).count('close') > 2
 
 
