@@ -233,7 +233,8 @@ class VlaPolicy:
             if not image.size:
                 raise ObservationError(f'camera {name!r}: the image is empty.')
             if image.shape[:2] != (size, size):
-                image = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
+                resized = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
+                image = np.asarray(resized, dtype=np.uint8)
             prepared[name] = image
         return prepared
 
