@@ -31,7 +31,7 @@ _GROUNDS = (
 _RASTER = 4
 """Raster points per patch and axis when a mask is filled."""
 _NEAR_M = 0.01
-_POINT_SPACING_M = 0.03
+_POINT_SPACING_M = 0.02
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,7 @@ class Scene:
         return owners
 
     def points_m(self, name: str) -> np.ndarray:
-        """Points on an object's collision geometry, at most 3 cm apart, in the world, [n, 3]."""
+        """Points on an object's collision geometry, at most 2 cm apart, in the world, [n, 3]."""
         if name not in self._body_points:
             self._body_points[name] = self._points_by_body(name)
         return np.concatenate(

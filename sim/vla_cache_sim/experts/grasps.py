@@ -1,5 +1,6 @@
 """Where to grasp an object from above, from the corners of its collision geometry."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 MAX_OPENING_M = 0.079
 """Gap between the pads of the open Panda gripper."""
 
-MIN_STRETCH_M, MAX_STRETCH_M = 0.28, 0.70
+MIN_STRETCH_M, MAX_STRETCH_M = 0.32, 0.70
 """Limits of the distance from shoulder to wrist, see `wrist_stretch_m`."""
 
 HOME_ANGLE_RAD = np.pi / 2
@@ -23,6 +24,8 @@ _WRIST_OFFSET_M = 0.088
 _STRETCH_COST = 3.0
 _TURN_COST_M_PER_RAD = 0.012
 _SHIFT_COST = 0.3
+_BLOCKED_COST_M = 0.04
+_BLOCKED_WIDTH_RAD = 0.3
 _FINGER_REACH_M = 0.034
 _TIP_M = 0.007
 _PAD_HALF_HEIGHT_M = 0.008
@@ -100,7 +103,10 @@ def within_reach(grip_m: np.ndarray, shoulder_m: np.ndarray) -> np.ndarray:
 
 
 def across_narrowest(
-    points_m: np.ndarray, obstacles_m: np.ndarray, previous: Grasp | None = None
+    points_m: np.ndarray,
+    obstacles_m: np.ndarray,
+    previous: Grasp | None = None,
+    blocked: Sequence[float] = (),
 ) -> Grasp:
     """Grasp a convex object across its narrowest horizontal extent, where the hand has room.
 
@@ -116,6 +122,7 @@ def across_narrowest(
         obstacles_m: float64 [m, 3], points of everything else that is not the ground.
         previous: The grasp chosen in the previous control step; it is kept unless another is
             better by 4 mm, so that equals do not flicker.
+        blocked: Angles at which the hand has met something, rad; taken last.
     """
     low, high = points_m[:, 2].min(), points_m[:, 2].max()
     height = max((low + high) / 2 - 0.002, high - _FINGER_REACH_M, low + _TIP_M)
@@ -138,6 +145,9 @@ def across_narrowest(
     cost = cost + _hand_cost(centre, _AXES, height, _SHIFTS_M, obstacles_m)
     cost = np.where(width[:, None] > MAX_OPENING_M - 0.004, cost + 1.0, cost)
     cost = np.where(np.abs(shift) > np.maximum(length / 2 - 0.012, 0.0)[:, None], np.inf, cost)
+    if len(blocked):
+        turned = np.abs(angle_difference(_ANGLES_RAD[:, None], np.asarray(blocked)))
+        cost = cost + _BLOCKED_COST_M * (turned < _BLOCKED_WIDTH_RAD).any(axis=1)[:, None]
     angle_index, shift_index = np.unravel_index(cost.argmin(), cost.shape)
     if previous is not None:
         kept_angle = int(np.abs(angle_difference(_ANGLES_RAD, previous.angle_rad)).argmin())
@@ -162,6 +172,7 @@ def on_rim(
     obstacles_m: np.ndarray,
     shoulder_m: np.ndarray,
     previous: Grasp | None = None,
+    blocked: Sequence[float] = (),
 ) -> Grasp:
     """Grasp the wall of an open round vessel: one finger inside, one outside.
 
@@ -169,7 +180,7 @@ def on_rim(
 
         cost = 0.012 |turn from home| + 0.3 (1 - verticality of the wall)
                + 0.01 (1 - cos(angle from the +y side)) + (0.05 + penetration of the hand)
-               + 3 max(0, stretch of the arm - 0.66)
+               + 3 max(0, stretch - 0.66, 0.36 - stretch)
 
     The third term breaks the symmetry of the rim: a learner that saw both sides equally often
     would average them and close the gripper in the middle of the bowl.
@@ -181,6 +192,7 @@ def on_rim(
         obstacles_m: float64 [m, 3], points of everything else that is not the ground.
         shoulder_m: float64 [3], see `wrist_stretch_m`.
         previous: The grasp chosen in the previous control step, see `across_narrowest`.
+        blocked: Angles at which the hand has met something, rad; taken last.
     """
     local = (points_m - position_m) @ rotation
     height = local[:, 2].max()
@@ -201,7 +213,11 @@ def on_rim(
     cost = cost + _RIM_SIDE_COST_M / 2 * (1 - np.cos(_RIM_ANGLES_RAD - _RIM_SIDE_RAD))
     hand = _hand_cost(grip[:2], _RIM_AXES, float(grip[2].min()), np.zeros(1), obstacles_m)
     stretch = wrist_stretch_m(grip.T + (0.0, 0.0, 0.1), shoulder_m)
-    cost = cost + hand[:, 0] + _STRETCH_COST * np.maximum(stretch - MAX_STRETCH_M + 0.04, 0.0)
+    excess = np.maximum(stretch - MAX_STRETCH_M + 0.04, MIN_STRETCH_M + 0.04 - stretch)
+    cost = cost + hand[:, 0] + _STRETCH_COST * np.maximum(excess, 0.0)
+    if len(blocked):
+        turned = (_RIM_ANGLES_RAD[:, None] - np.asarray(blocked) + np.pi) % (2 * np.pi) - np.pi
+        cost = cost + _BLOCKED_COST_M * (np.abs(turned) < _BLOCKED_WIDTH_RAD).any(axis=1)
     best = int(cost.argmin())
     if previous is not None:
         turned = (_RIM_ANGLES_RAD - previous.angle_rad + np.pi) % (2 * np.pi) - np.pi
@@ -233,7 +249,7 @@ def _hand_cost(
 
     Returns:
         float64 [angles, shifts]: 0 where palm and fingers are free, else 0.05 + the depth of
-        penetration for the palm, 0.01 + the depth for a finger.
+        penetration for the palm, 0.03 + the depth for a finger.
     """
     reach = np.hypot(_PALM_HALF_LENGTH_M, _PALM_HALF_WIDTH_M) + 0.08
     near = np.linalg.norm(obstacles_m[:, :2] - centre_m.mean(axis=1), axis=1) < reach
@@ -251,4 +267,4 @@ def _hand_cost(
     finger = np.minimum(
         _FINGER_HALF_THICKNESS_M - np.abs(along - _FINGER_OFFSET_M), _FINGER_HALF_WIDTH_M - across
     ).max(axis=0, initial=0.0)
-    return cost + np.where(palm > 0, 0.05 + palm, 0) + np.where(finger > 0, 0.01 + finger, 0)
+    return cost + np.where(palm > 0, 0.05 + palm, 0) + np.where(finger > 0, 0.03 + finger, 0)

@@ -34,6 +34,9 @@ _METRES_PER_UNIT = 0.05
 _RADIANS_PER_UNIT = 0.5
 _MAX_ROTATION = 0.5
 _SLACK_STEPS = 3
+_STILL_STEPS = 12
+_RIM_LIFT_M = 0.012
+"""Limit of one upward step while a wall is held: quick jerks pull it out of the fingers."""
 _EMPTY_M = 0.003
 """Opening below which the closed fingers hold nothing."""
 _OPENING_SPEED_M_S = 0.05
@@ -53,6 +56,9 @@ class Expert:
         self._grasp: Grasp | None = None
         self._closing_steps = 0
         self._slack_steps = _SLACK_STEPS
+        self._blocked_angles: list[float] = []
+        self._still_steps = 0
+        self._last_position_m = np.zeros(3)
         pose = scene.pose(scene.target)
         extent = np.ptp((scene.points_m(scene.target) - pose.position_m) @ pose.rotation, axis=0)
         self._has_rim = bool(extent[:2].min() > MAX_OPENING_M)
@@ -64,6 +70,8 @@ class Expert:
         self._grasp = None
         self._closing_steps = 0
         self._slack_steps = _SLACK_STEPS
+        self._blocked_angles.clear()
+        self._still_steps = 0
 
     def act(self) -> np.ndarray:
         """The expert's action in the simulator's present state.
@@ -151,13 +159,23 @@ class Expert:
             sideways *= 0.2 if top > gripper[2] else 1.0
         goal[:2] = gripper[:2] + sideways * (goal[:2] - gripper[:2])
         self.phase = 'descend' if blocked < 0.5 else 'approach'
+        self._notice_blocked(gripper, grasp)
         return self._move(goal, grasp.angle_rad, OPEN)
+
+    def _notice_blocked(self, gripper_m: np.ndarray, grasp: Grasp) -> None:
+        """After standing still for most of a second, hold the grasp's angle for blocked."""
+        moved = float(np.linalg.norm(gripper_m - self._last_position_m))
+        self._still_steps = self._still_steps + 1 if moved < 0.001 else 0
+        self._last_position_m = gripper_m
+        if self._still_steps > _STILL_STEPS:
+            self._blocked_angles.append(grasp.angle_rad)
+            self._still_steps = 0
 
     def _plan_grasp(self) -> Grasp:
         scene = self.scene
         points = scene.points_m(scene.target)
         if not self._has_rim:
-            return across_narrowest(points, self._obstacles_m(), self._grasp)
+            return across_narrowest(points, self._obstacles_m(), self._grasp, self._blocked_angles)
         pose = scene.pose(scene.target)
         return on_rim(
             pose.position_m,
@@ -166,6 +184,7 @@ class Expert:
             self._obstacles_m(),
             scene.shoulder_position_m(),
             self._grasp,
+            self._blocked_angles,
         )
 
     def _obstacles_m(self) -> np.ndarray:
@@ -199,6 +218,8 @@ class Expert:
         lack = height - bottom
         sideways = float(np.clip(1.3 - lack / 0.03, 0.0, 1.0))
         self.phase = 'lift' if sideways < 0.5 else 'lower' if away < 0.5 else 'transport'
+        if self._has_rim:
+            lack = min(lack, _RIM_LIFT_M)
         move = np.array([*(sideways * offset), lack])
         return self._move(gripper + move, angle, CLOSE)
 
