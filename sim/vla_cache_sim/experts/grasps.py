@@ -171,6 +171,7 @@ def on_rim(
     points_m: np.ndarray,
     obstacles_m: np.ndarray,
     shoulder_m: np.ndarray,
+    goal_m: np.ndarray,
     previous: Grasp | None = None,
     blocked: Sequence[float] = (),
 ) -> Grasp:
@@ -180,7 +181,7 @@ def on_rim(
 
         cost = 0.012 |turn from home| + 0.3 (1 - verticality of the wall)
                + 0.01 (1 - cos(angle from the +y side)) + (0.05 + penetration of the hand)
-               + 3 max(0, stretch - 0.66, 0.36 - stretch)
+               + 3 max(0, stretch - 0.66, 0.36 - stretch, stretch at the destination - 0.69)
 
     The third term breaks the symmetry of the rim: a learner that saw both sides equally often
     would average them and close the gripper in the middle of the bowl.
@@ -191,6 +192,7 @@ def on_rim(
         points_m: float64 [n, 3], points on the vessel.
         obstacles_m: float64 [m, 3], points of everything else that is not the ground.
         shoulder_m: float64 [3], see `wrist_stretch_m`.
+        goal_m: float64 [3], where the vessel's centre is to go.
         previous: The grasp chosen in the previous control step, see `across_narrowest`.
         blocked: Angles at which the hand has met something, rad; taken last.
     """
@@ -214,6 +216,9 @@ def on_rim(
     hand = _hand_cost(grip[:2], _RIM_AXES, float(grip[2].min()), np.zeros(1), obstacles_m)
     stretch = wrist_stretch_m(grip.T + (0.0, 0.0, 0.1), shoulder_m)
     excess = np.maximum(stretch - MAX_STRETCH_M + 0.04, MIN_STRETCH_M + 0.04 - stretch)
+    # The hand is to reach the destination with the vessel hanging on the same side.
+    at_goal = wrist_stretch_m(goal_m + grip.T - position_m, shoulder_m)
+    excess = np.maximum(excess, at_goal - MAX_STRETCH_M + 0.01)
     cost = cost + hand[:, 0] + _STRETCH_COST * np.maximum(excess, 0.0)
     if len(blocked):
         turned = (_RIM_ANGLES_RAD[:, None] - np.asarray(blocked) + np.pi) % (2 * np.pi) - np.pi

@@ -183,6 +183,7 @@ class Expert:
             points,
             self._obstacles_m(),
             scene.shoulder_position_m(),
+            scene.goal_position_m() + (0.0, 0.0, 0.03),
             self._grasp,
             self._blocked_angles,
         )

@@ -16,6 +16,7 @@ from vla_cache_sim.experts.grasps import (
 
 NOTHING = np.empty((0, 3))
 SHOULDER = np.array([-0.6, 0.0, 0.333])
+NEAR = np.array([-0.2, 0.0, 0.05])
 
 
 def box(centre: tuple[float, float, float], size: tuple[float, float, float], yaw: float = 0.0):
@@ -78,7 +79,7 @@ def test_a_low_neighbour_does_not():
 @given(x=st.floats(-0.25, 0.1), y=st.floats(-0.2, 0.2))
 def test_a_bowl_is_taken_at_its_wall(x: float, y: float):
     centre = (x, y, 0.05)
-    grasp = on_rim(np.array(centre), np.eye(3), bowl(centre, np.eye(3)), NOTHING, SHOULDER)
+    grasp = on_rim(np.array(centre), np.eye(3), bowl(centre, np.eye(3)), NOTHING, SHOULDER, NEAR)
     offset = grasp.position_m[:2] - (x, y)
     assert np.hypot(*offset) == pytest.approx(0.047, abs=0.003)
     # The closing axis is radial: one finger inside, one outside.
@@ -88,8 +89,26 @@ def test_a_bowl_is_taken_at_its_wall(x: float, y: float):
 
 def test_a_bowl_far_away_is_taken_at_the_near_side():
     centre = np.array([0.16, 0.0, 0.05])
-    grasp = on_rim(centre, np.eye(3), bowl(tuple(centre), np.eye(3)), NOTHING, SHOULDER)
+    grasp = on_rim(centre, np.eye(3), bowl(tuple(centre), np.eye(3)), NOTHING, SHOULDER, NEAR)
     assert grasp.position_m[0] < centre[0]
+
+
+def test_a_bowl_for_a_far_destination_is_held_at_the_near_side():
+    centre = np.array([-0.1, 0.0, 0.05])
+    points, far = bowl(tuple(centre), np.eye(3)), np.array([0.15, 0.2, 0.05])
+    near_grasp = on_rim(centre, np.eye(3), points, NOTHING, SHOULDER, NEAR)
+    far_grasp = on_rim(centre, np.eye(3), points, NOTHING, SHOULDER, far)
+    towards = (far - SHOULDER)[:2]
+    assert (far_grasp.position_m - near_grasp.position_m)[:2] @ towards < 0
+
+
+def test_a_blocked_angle_is_taken_last():
+    centre = np.array([-0.1, 0.0, 0.05])
+    points = bowl(tuple(centre), np.eye(3))
+    first = on_rim(centre, np.eye(3), points, NOTHING, SHOULDER, NEAR)
+    blocked = (first.angle_rad,)
+    other = on_rim(centre, np.eye(3), points, NOTHING, SHOULDER, NEAR, None, blocked)
+    assert abs(np.angle(np.exp(1j * (other.angle_rad - first.angle_rad)))) > 0.25
 
 
 @given(
