@@ -70,7 +70,7 @@ class ReuseConfig:
     age_limit_steps: int | None = 16
     age_stagger_steps: int = 0
     keyframe_period_steps: int | None = 64
-    camera_motion_fraction: float = 0.6
+    camera_motion_fraction: float = 0.9
     auto_off: bool = True
     auto_off_window_steps: int = 64
     auto_off_min_steps: int = 4
