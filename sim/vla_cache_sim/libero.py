@@ -9,6 +9,7 @@ frame calls the two halves apart:
 """
 
 import contextlib
+import gc
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
@@ -349,6 +350,7 @@ class LiberoEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     def _build(self) -> None:
         """Build the simulator of the present task."""
         self.close()
+        gc.collect()  # LIBERO's objects refer to one another; a scene holds some 300 MB
         prepare_import()
         import libero.libero.envs.bddl_utils as bddl_utils
         import robosuite
