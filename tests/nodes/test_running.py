@@ -29,9 +29,9 @@ def start(node: str, arguments: tuple[str, ...] = ()) -> subprocess.Popen:
     )
 
 
-def wait_until_up(process: subprocess.Popen, ros_node, name: str) -> None:
+def wait_until_up(process: subprocess.Popen, ros_node, name: str, namespace: str) -> None:
     end_s = time.monotonic() + 60
-    while name not in ros_node.get_node_names():
+    while (name, namespace) not in ros_node.get_node_names_and_namespaces():
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < end_s, f'{name} did not come up'
         time.sleep(0.05)
@@ -49,9 +49,11 @@ def observer(ros):
     [('bringup', 'sim_bridge', signal.SIGINT), ('command_guard', 'command_guard', signal.SIGTERM)],
 )
 def test_process_stops_cleanly_when_told(observer, executable, last_node, stop):
-    process = start(executable)
+    # A namespace of its own: the graph may still list the nodes of the test before.
+    namespace = f'/stops_{executable}'
+    process = start(executable, ('-r', f'__ns:={namespace}'))
     try:
-        wait_until_up(process, observer, last_node)
+        wait_until_up(process, observer, last_node, namespace)
         process.send_signal(stop)
         assert process.wait(30) == 0, process.stderr.read()
         assert 'Traceback' not in process.stderr.read()
