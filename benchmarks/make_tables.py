@@ -161,6 +161,29 @@ def nested(title: str) -> Callable[[Result], list[str]]:
     return render
 
 
+def attention_rules(result: Result) -> list[str]:
+    """Render what reuse costs under each attention rule."""
+    lines = [
+        '## Attention rules of the layout',
+        '',
+        "| rule | action loss | cached - dense, mean | p95 of a step's greatest | recomputed |",
+        '|---|--:|--:|--:|--:|',
+    ]
+    for rule, row in result['rules'].items():
+        lines.append(
+            f'| `{rule}` | {row["action_loss"]:.3f} | {row["mean_difference"]:.4f} | '
+            f'{row["p95_of_step_maximum"]:.2f} | {row["recompute_ratio"]:.0%} |'
+        )
+    cached = min(row['cached_steps'] for row in result['rules'].values())
+    return [
+        *lines,
+        '',
+        f'The committed weights trained on for {result["steps"]} steps under each rule; differences '
+        f'of six action components in [-1, 1], over {cached} cached steps of one recorded episode.',
+        '',
+    ]
+
+
 RENDERERS: dict[str, Callable[[Result], list[str]]] = {
     'paired_success': paired_success,
     'paired_success_paper': paired_success,
@@ -169,6 +192,7 @@ RENDERERS: dict[str, Callable[[Result], list[str]]] = {
     'demo': demo,
     'patch_compare': nested('Patch comparison and decision'),
     'middleware': nested('Middleware'),
+    'attention_rules': attention_rules,
 }
 """Result file -> its section, in the document's order."""
 
