@@ -178,8 +178,9 @@ def attention_rules(result: Result) -> list[str]:
     return [
         *lines,
         '',
-        f'The committed weights trained on for {result["steps"]} steps under each rule; differences '
-        f'of six action components in [-1, 1], over {cached} cached steps of one recorded episode.',
+        f'The committed weights, trained on for {result["steps"]} steps under each rule; '
+        'differences of six action components in [-1, 1], over '
+        f'{cached} cached steps of one recorded episode.',
         '',
     ]
 
