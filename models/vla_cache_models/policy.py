@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vla_cache_models.attendance import resolve_attendance
 from vla_cache_models.checkpoint import Checkpoint, load_checkpoint
+from vla_cache_models.decoder import DecoderConfig
 from vla_cache_models.parallel_vla import VlaConfig, tower_layout
 from vla_cache_models.probe import AttentionProbe
 from vla_cache_ros.core.config import ReuseConfig, preset
@@ -89,24 +90,11 @@ class VlaPolicy:
 
         self._layout = self._config.layout(self._config.text_tokens)
         self._tower_layout = tower_layout(self._layout)
-        decoder, tower = self._config.decoder, self._config.tower
-        self._cache = KVCache(
-            decoder.layers,
-            decoder.kv_heads,
-            self._layout.num_tokens,
-            decoder.head_dim,
-            dtype=self._dtype,
-            device=self._device,
+        self._cache = self._allocate(self._config.decoder, self._layout.num_tokens)
+        self._tower_cache = self._allocate(self._config.tower, self._layout.num_vision)
+        self._controller = ReuseController(
+            self._layout, self._config.decoder.layers, reuse, clock=clock
         )
-        self._tower_cache = KVCache(
-            tower.layers,
-            tower.kv_heads,
-            self._layout.num_vision,
-            tower.head_dim,
-            dtype=self._dtype,
-            device=self._device,
-        )
-        self._controller = ReuseController(self._layout, decoder.layers, reuse, clock=clock)
 
     @property
     def chunk_size(self) -> int:
@@ -175,6 +163,16 @@ class VlaPolicy:
         )
         self._steps += 1
         return ActionChunk(actions, observation.stamp_ns, report)
+
+    def _allocate(self, stack: DecoderConfig, num_tokens: int) -> KVCache:
+        return KVCache(
+            stack.layers,
+            stack.kv_heads,
+            num_tokens,
+            stack.head_dim,
+            dtype=self._dtype,
+            device=self._device,
+        )
 
     def _vision(self, images: Mapping[str, NDArray[np.uint8]], step: PlannedStep) -> Tensor:
         """Vision tokens of the first layer group's rows, [1, K - rest, D]."""

@@ -80,11 +80,6 @@ class SampleStore:
         return len(self._index)
 
     @property
-    def instructions(self) -> list[str]:
-        """The instruction of each episode."""
-        return list(self._instructions)
-
-    @property
     def ee_positions_m(self) -> NDArray[np.float32]:
         """End-effector positions of all frames, [F, 3].
 
