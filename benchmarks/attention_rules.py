@@ -16,9 +16,9 @@ import numpy as np
 import torch
 import tyro
 
-from vla_cache_models.checkpoint import Checkpoint, load_checkpoint
 from vla_cache_models.policy import VlaPolicy, preset_for
-from vla_cache_models.training.trainer import Losses, TrainConfig, Trainer
+from vla_cache_models.small.checkpoint import Checkpoint, load_checkpoint
+from vla_cache_models.small.training.trainer import Losses, TrainConfig, Trainer
 from vla_cache_ros.cli.recording import load_observations
 from vla_cache_ros.core.layout import ATTENTION_RULES
 from vla_cache_ros.core.types import Observation

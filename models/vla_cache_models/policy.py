@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vla_cache_models.attendance import resolve_attendance
-from vla_cache_models.checkpoint import Checkpoint, load_checkpoint
 from vla_cache_models.decoder import DecoderConfig
-from vla_cache_models.parallel_vla import VlaConfig, tower_layout
 from vla_cache_models.probe import AttentionProbe
+from vla_cache_models.small.checkpoint import Checkpoint, load_checkpoint
+from vla_cache_models.small.network import VlaConfig, tower_layout
 from vla_cache_ros.core.config import ReuseConfig, preset
 from vla_cache_ros.core.controller import PlannedStep, ReuseController
 from vla_cache_ros.core.errors import ObservationError, UnknownNameError

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from vla_cache_models.checkpoint import Checkpoint
 from vla_cache_models.decoder import DecoderConfig
-from vla_cache_models.parallel_vla import ParallelVla, VlaConfig
-from vla_cache_models.proprioception import PROPRIOCEPTION_SIZE, ProprioceptionScale
-from vla_cache_models.tokenizer import WordTokenizer
+from vla_cache_models.small.checkpoint import Checkpoint
+from vla_cache_models.small.network import ParallelVla, VlaConfig
+from vla_cache_models.small.proprioception import PROPRIOCEPTION_SIZE, ProprioceptionScale
+from vla_cache_models.small.tokenizer import WordTokenizer
 from vla_cache_ros.core.types import Observation, Proprioception
 
 INSTRUCTION = 'pick up the milk and place it in the basket'

@@ -25,7 +25,7 @@ from vla_cache_ros.core.errors import ConfigError
 from vla_cache_ros.core.types import Observation
 
 if TYPE_CHECKING:
-    from vla_cache_models.training.trainer import Losses, Trainer
+    from vla_cache_models.small.training.trainer import Losses, Trainer
 
 REPORT_EVERY_STEPS = 20
 CHECKPOINT_POLL_S = 5.0
@@ -115,9 +115,9 @@ def run_train(config: TrainConfig) -> int:
 
 def build_trainer(config: TrainConfig) -> 'Trainer':
     """The trainer that the options describe."""
-    from vla_cache_models.small_vla import LIBERO_WORDS, TEXT_TOKENS, small_vla_config
-    from vla_cache_models.tokenizer import WordTokenizer, split_words
-    from vla_cache_models.training import trainer as training
+    from vla_cache_models.small.config import LIBERO_WORDS, TEXT_TOKENS, small_vla_config
+    from vla_cache_models.small.tokenizer import WordTokenizer, split_words
+    from vla_cache_models.small.training import trainer as training
     from vla_cache_ros.dataset.reader import DemonstrationDataset
 
     dataset = DemonstrationDataset.open(config.dataset)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vla_cache_models.tokenizer import PAD_ID, UNKNOWN_ID, WordTokenizer, split_words
+from vla_cache_models.small.tokenizer import PAD_ID, UNKNOWN_ID, WordTokenizer, split_words
 from vla_cache_ros.core.errors import InstructionError
 
 

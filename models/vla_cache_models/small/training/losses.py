@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vla_cache_models.training.samples import Batch
+from vla_cache_models.small.training.samples import Batch
 
 AXIS_WEIGHTS = (1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.5)
 """Per action component; translation decides the grasp."""

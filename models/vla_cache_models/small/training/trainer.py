@@ -12,19 +12,19 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from vla_cache_models.checkpoint import Checkpoint, save_checkpoint
-from vla_cache_models.parallel_vla import ParallelVla, VlaConfig
 from vla_cache_models.probe import AttentionProbe
-from vla_cache_models.proprioception import ProprioceptionScale
-from vla_cache_models.tokenizer import WordTokenizer
-from vla_cache_models.training.losses import (
+from vla_cache_models.small.checkpoint import Checkpoint, save_checkpoint
+from vla_cache_models.small.network import ParallelVla, VlaConfig
+from vla_cache_models.small.proprioception import ProprioceptionScale
+from vla_cache_models.small.tokenizer import WordTokenizer
+from vla_cache_models.small.training.losses import (
     LossWeights,
     action_loss,
     position_loss,
     relevance_loss,
 )
-from vla_cache_models.training.patch_drop import choose_patches
-from vla_cache_models.training.samples import Batch, SampleStore
+from vla_cache_models.small.training.patch_drop import choose_patches
+from vla_cache_models.small.training.samples import Batch, SampleStore
 from vla_cache_ros.core.errors import CheckpointError, ConfigError
 from vla_cache_ros.dataset.layout import RELEVANCE_BITS
 from vla_cache_ros.dataset.reader import DemonstrationDataset

@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vla_cache_models.proprioception import ProprioceptionScale
-from vla_cache_models.tokenizer import WordTokenizer
+from vla_cache_models.small.proprioception import ProprioceptionScale
+from vla_cache_models.small.tokenizer import WordTokenizer
 from vla_cache_ros.core.errors import DatasetError
 from vla_cache_ros.dataset.episode import Episode
 

@@ -9,10 +9,10 @@ import torch
 
 from tests.models.conftest import INSTRUCTION, make_observation, tiny_config
 from vla_cache_models.policy import load_policy
-from vla_cache_models.tokenizer import WordTokenizer
-from vla_cache_models.training.losses import relevance_loss
-from vla_cache_models.training.patch_drop import choose_patches
-from vla_cache_models.training.trainer import TrainConfig, Trainer
+from vla_cache_models.small.tokenizer import WordTokenizer
+from vla_cache_models.small.training.losses import relevance_loss
+from vla_cache_models.small.training.patch_drop import choose_patches
+from vla_cache_models.small.training.trainer import TrainConfig, Trainer
 from vla_cache_ros.core.errors import CheckpointError, ConfigError, DatasetError
 from vla_cache_ros.dataset import DatasetSpec, DatasetWriter, Episode, EpisodeInfo
 

@@ -9,8 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.models.conftest import make_checkpoint, make_observation, tiny_config
-from vla_cache_models.checkpoint import CONFIG_NAME, WEIGHTS_NAME, load_checkpoint, save_checkpoint
 from vla_cache_models.policy import load_policy
+from vla_cache_models.small.checkpoint import (
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    load_checkpoint,
+    save_checkpoint,
+)
 from vla_cache_ros.core.errors import CheckpointError
 
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from vla_cache_models.proprioception import PROPRIOCEPTION_SIZE, ProprioceptionScale
+from vla_cache_models.small.proprioception import PROPRIOCEPTION_SIZE, ProprioceptionScale
 
 SCALE = ProprioceptionScale((0.1, 0.2, 0.3), (0.5, 0.5, 0.25))
 

@@ -1,8 +1,8 @@
 """The small VLA: OpenVLA-OFT's shape, sized for two CPU cores."""
 
 from vla_cache_models.decoder import DecoderConfig
-from vla_cache_models.parallel_vla import VlaConfig
-from vla_cache_models.proprioception import PROPRIOCEPTION_SIZE
+from vla_cache_models.small.network import VlaConfig
+from vla_cache_models.small.proprioception import PROPRIOCEPTION_SIZE
 
 TEXT_TOKENS = 24
 """The longest instruction of the four LIBERO suites has 19 words."""

@@ -11,9 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from vla_cache_models.decoder import DecoderConfig
-from vla_cache_models.parallel_vla import ParallelVla, VlaConfig
-from vla_cache_models.proprioception import ProprioceptionScale
-from vla_cache_models.tokenizer import WordTokenizer
+from vla_cache_models.small.network import ParallelVla, VlaConfig
+from vla_cache_models.small.proprioception import ProprioceptionScale
+from vla_cache_models.small.tokenizer import WordTokenizer
 from vla_cache_ros.core.errors import CheckpointError, ConfigError
 
 MODEL_TYPE = 'parallel_vla'

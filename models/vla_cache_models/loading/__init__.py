@@ -1,0 +1,1 @@
+"""Checkpoints of public layouts: found, checked before any memory is spent, and loaded."""
