@@ -3,7 +3,13 @@ import pytest
 from cli_fakes import FakeEnv, FakePolicy
 
 from vla_cache_ros.cli.episodes import EpisodeSpec, run_episode
-from vla_cache_ros.cli.recording import RecordingPolicy, load_observations, save_observations
+from vla_cache_ros.cli.recording import (
+    RecordingPolicy,
+    load_observations,
+    record_episode,
+    recording_path,
+    save_observations,
+)
 from vla_cache_ros.core.errors import ConfigError
 
 
@@ -44,6 +50,15 @@ def test_observations_come_back_bit_for_bit(tmp_path, frames):
             after.proprioception.ee_quaternion_xyzw,
             before.observation.proprioception.ee_quaternion_xyzw,
         )
+
+
+def test_an_episode_is_recorded_at_the_size_asked_for(tmp_path):
+    spec = EpisodeSpec('libero_object', 3, 1)
+    path = record_episode(FakePolicy(), spec, tmp_path, image_size_px=48, make_env=FakeEnv)
+    assert path == recording_path(tmp_path, spec, 48)
+    observations, about = load_observations(path)
+    assert observations[0].images['wrist'].shape == (48, 48, 3)
+    assert about == 'libero_object/3, initial state 1, dense policy (success)'
 
 
 def test_what_is_no_recording_is_refused(tmp_path):

@@ -16,9 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_cache_ros.cli.checkpoints import CheckpointPolicies, find_checkpoint
+from vla_cache_ros.cli.episodes import EpisodeSpec
 from vla_cache_ros.cli.progress import Progress
-from vla_cache_ros.cli.recording import RecordingPolicy, load_observations, save_observations
+from vla_cache_ros.cli.recording import load_observations, record_episode
 from vla_cache_ros.cli.statistics import quantiles
+from vla_cache_ros.cli.tasks import parse_task
 from vla_cache_ros.core.errors import ConfigError
 from vla_cache_ros.core.protocols import Policy
 from vla_cache_ros.core.types import Observation, StepReport
@@ -203,7 +205,10 @@ def run_bench(config: BenchConfig) -> int:
         torch.set_num_threads(config.threads)
     policies = CheckpointPolicies(find_checkpoint(config.checkpoint), config.dtype)
     dense, cached = policies('off'), policies(config.cache)
-    path = config.frames or _record(config, dense)
+    if (path := config.frames) is None:
+        name = parse_task(config.task)
+        spec = EpisodeSpec(name.suite, name.task, config.init_state)
+        path = record_episode(dense, spec, config.out)
     observations, about = load_observations(path)
     result = time_policies(dense, cached, observations, config.repeats)
     summary = {
@@ -233,26 +238,6 @@ def run_bench(config: BenchConfig) -> int:
     else:
         _print_table(summary)
     return 0
-
-
-def _record(config: BenchConfig, policy: Policy) -> Path:
-    """Play one episode densely and keep what the policy saw."""
-    from vla_cache_ros.cli.episodes import EpisodeSpec, run_episode
-    from vla_cache_ros.cli.evaluate import make_libero
-    from vla_cache_ros.cli.tasks import parse_task
-
-    name = parse_task(config.task)
-    env = make_libero(name.suite, name.task, policy.image_size_px)
-    recorder = RecordingPolicy(policy)
-    try:
-        spec = EpisodeSpec(name.suite, name.task, config.init_state)
-        row = run_episode(env, recorder, spec)
-    finally:
-        env.close()
-    path = config.out / f'frames_{name.suite}_{name.task}_{config.init_state}.npz'
-    about = f'{name}, initial state {config.init_state}, dense policy ({row.outcome})'
-    save_observations(path, [frame.observation for frame in recorder.frames], about)
-    return path
 
 
 def _print_table(summary: dict[str, Any]) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_cache_ros.cli.episodes import EpisodeSpec, run_episode
+from vla_cache_ros.cli.evaluate import EnvironmentFactory, make_libero
 from vla_cache_ros.core.errors import ConfigError
 from vla_cache_ros.core.layout import TokenLayout
 from vla_cache_ros.core.protocols import Policy
@@ -82,6 +84,45 @@ class RecordingPolicy:
         if self._on_frame is not None:
             self._on_frame(frame)
         return chunk
+
+
+def record_episode(
+    policy: Policy,
+    spec: EpisodeSpec,
+    folder: Path,
+    image_size_px: int | None = None,
+    make_env: EnvironmentFactory = make_libero,
+) -> Path:
+    """Play one episode and keep what the policy saw.
+
+    Args:
+        policy: Drives.
+        spec: The episode; its `cache` should be the policy's.
+        folder: Where the file goes; its name tells the episode.
+        image_size_px: Side of the rendered images; None: what the policy sees. Other sizes let
+            models of a finer input replay the frames.
+        make_env: Builds the simulator.
+
+    Returns:
+        The file, as `load_observations` reads it.
+    """
+    size = image_size_px or policy.image_size_px
+    env = make_env(spec.suite, spec.task, size)
+    recorder = RecordingPolicy(policy)
+    try:
+        row = run_episode(env, recorder, spec)
+    finally:
+        env.close()
+    path = recording_path(folder, spec, size)
+    arm = 'dense policy' if spec.cache == 'off' else f'policy with {spec.cache}'
+    about = f'{spec.suite}/{spec.task}, initial state {spec.init_state}, {arm} ({row.outcome})'
+    save_observations(path, [frame.observation for frame in recorder.frames], about)
+    return path
+
+
+def recording_path(folder: Path, spec: EpisodeSpec, image_size_px: int) -> Path:
+    """Where `record_episode` puts an episode."""
+    return folder / f'frames_{spec.suite}_{spec.task}_{spec.init_state}_{image_size_px}px.npz'
 
 
 def save_observations(path: Path, observations: Sequence[Observation], about: str = '') -> None:
