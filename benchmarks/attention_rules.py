@@ -16,9 +16,10 @@ import numpy as np
 import torch
 import tyro
 
-from vla_cache_models.policy import VlaPolicy, preset_for
+from vla_cache_models.policy import VlaPolicy
 from vla_cache_models.small.checkpoint import Checkpoint, load_checkpoint
 from vla_cache_models.small.training.trainer import Losses, TrainConfig, Trainer
+from vla_cache_models.small.vla import SmallVla
 from vla_cache_ros.cli.recording import load_observations
 from vla_cache_ros.core.layout import ATTENTION_RULES
 from vla_cache_ros.core.types import Observation
@@ -78,9 +79,10 @@ def adapt(options: Options, rule: str) -> tuple[Checkpoint, float]:
 
 def divergence(checkpoint: Checkpoint, observations: list[Observation]) -> dict[str, float]:
     """Differences of the cached chunks from the dense ones, in action units."""
-    reuse = replace(preset_for(checkpoint.model.config, 'safe'), auto_off=False)
-    dense = VlaPolicy(checkpoint, replace(reuse, enabled=False))
-    cached = VlaPolicy(checkpoint, reuse)
+    model = SmallVla(checkpoint)
+    reuse = replace(model.preset('safe'), auto_off=False)
+    dense = VlaPolicy(model, replace(reuse, enabled=False))
+    cached = VlaPolicy(SmallVla(checkpoint), reuse)
     differences, ratios = [], []
     for observation in observations:
         expected, chunk = dense.act(observation), cached.act(observation)

@@ -27,19 +27,24 @@ class Attendance:
     Attributes:
         blocks: Together they cover all K rows. Splitting by block spares the masked part of the
             score matrix and any mask tensor.
-        mask: Additive float mask [K, N] for causal layouts, else None.
+        mask: For causal layouts, which keys each row sees, bool [K, N]; else None.
     """
 
     blocks: tuple[AttentionBlock, ...]
     mask: Tensor | None = None
 
 
-def resolve_attendance(layout: TokenLayout, slots: NDArray[np.int64] | None = None) -> Attendance:
+def resolve_attendance(
+    layout: TokenLayout,
+    slots: NDArray[np.int64] | None = None,
+    device: torch.device | str = 'cpu',
+) -> Attendance:
     """Resolve a layout's attention rule for the running rows.
 
     Args:
         layout: The sequence's layout.
         slots: Ascending slots of the rows that run, [K]; None means all N.
+        device: Where the mask goes.
 
     Returns:
         The blocks, with rows counted among the running ones and keys in slot coordinates.
@@ -64,6 +69,11 @@ def resolve_attendance(layout: TokenLayout, slots: NDArray[np.int64] | None = No
 
     if not layout.causal:
         return Attendance(tuple(blocks))
-    visible = layout.visible() if slots is None else layout.visible()[slots]
-    mask = torch.zeros(visible.shape).masked_fill_(~torch.from_numpy(visible), float('-inf'))
-    return Attendance(tuple(blocks), mask)
+    keys_at = torch.arange(layout.num_tokens, device=device)
+    rows_at = keys_at if slots is None else torch.from_numpy(slots).to(device)
+    return Attendance(tuple(blocks), keys_at <= rows_at[:, None])
+
+
+def one_row(slot: int) -> Attendance:
+    """A generated token at the end of the sequence: it sees all slots up to its own."""
+    return Attendance((AttentionBlock(0, 1, 0, slot + 1),))

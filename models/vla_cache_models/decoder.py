@@ -120,7 +120,7 @@ class PartialAttention(nn.Module):
                 if attendance.mask is None
                 else attendance.mask[
                     block.row_start : block.row_stop, block.key_start : block.key_stop
-                ].to(q.dtype),
+                ],
                 enable_gqa=config.kv_heads != config.heads,
             )
             for block in attendance.blocks
@@ -218,7 +218,8 @@ class Decoder(nn.Module):
             positions: Their slots = sequence positions = RoPE positions, int64, [K] or (only
                 without a cache) [B, K].
             attendance: Which keys each row sees.
-            cache: K/V of all N slots, updated in place; None attends among the given rows only.
+            cache: K/V of all N slots (it may have more), updated in place; None attends among the
+                given rows only.
             start: First layer.
             stop: One past the last layer; None runs to the end.
             probe: Collects attention statistics on the way.

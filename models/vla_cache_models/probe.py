@@ -45,9 +45,10 @@ class AttentionProbe:
         Args:
             layer: Index of the layer.
             q: Queries of the rows that run, [B, A, K, d].
-            k: All keys, [B, Akv, N, d].
+            k: All keys, [B, Akv, N, d]; a cache with more slots than the layout has more.
             slots: Slots of the rows that run, [K]; None means all N.
         """
+        k = k[:, :, : self.layout.num_tokens]
         if layer == self.relevance_layer:
             self.relevance = self._text_to_vision(q, k)
         if self.with_entropy:

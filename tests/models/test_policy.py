@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.models.conftest import INSTRUCTION, make_checkpoint, make_observation, tiny_config
-from vla_cache_models.policy import VlaPolicy, preset_for
-from vla_cache_ros.core.config import ReuseConfig
+from vla_cache_models.policy import VlaPolicy, load_policy
+from vla_cache_models.small.vla import SmallVla
 from vla_cache_ros.core.errors import InstructionError, ObservationError, UnknownNameError
 from vla_cache_ros.core.layout import ATTENTION_RULES
 from vla_cache_ros.core.plan import PatchStatus
@@ -22,19 +22,18 @@ ALWAYS_ON = {'auto_off': False, 'keyframe_period_steps': None, 'age_limit_steps'
 
 def make_policy(attention: str = 'camera_isolated', **changes: object) -> VlaPolicy:
     """The tiny VLA under 'safe', changed."""
-    checkpoint = make_checkpoint(tiny_config(attention))
-    reuse = replace(preset_for(checkpoint.model.config, 'safe'), **changes)
-    return VlaPolicy(checkpoint, reuse)
+    model = SmallVla(make_checkpoint(tiny_config(attention)))
+    return VlaPolicy(model, replace(model.preset('safe'), **changes))
 
 
 def plain_actions(policy: VlaPolicy, observation: Observation) -> np.ndarray:
     """The model's own dense forward on the same inputs."""
-    model = copy.deepcopy(policy._model)
+    model = policy._model
     images = torch.from_numpy(np.stack([observation.images[n] for n in policy.camera_names]))
     with torch.inference_mode():
-        tokens = policy._encode(observation.instruction).tokens
-        state = policy._normalise(observation.proprioception)
-        actions, _ = model(images[None], state, tokens)
+        inputs = model.prepare(observation)
+        network = copy.deepcopy(model._network)
+        actions, _ = network(images[None], inputs.proprioception, inputs.prompt.tokens)
     return actions[0].clamp(-1, 1).numpy()
 
 
@@ -110,10 +109,8 @@ def test_the_cache_is_flushed_by_instruction_reset_and_fault(rng: np.random.Gene
 
 
 def test_paper_preset_runs_the_whole_tower(rng: np.random.Generator) -> None:
-    checkpoint = make_checkpoint(tiny_config())
-    policy = VlaPolicy(
-        checkpoint, preset_for(checkpoint.model.config, 'paper'), partial_tower=False
-    )
+    model = SmallVla(make_checkpoint(tiny_config()), partial_tower=False)
+    policy = VlaPolicy(model, model.preset('paper'))
     observation = make_observation(rng)
     for _ in range(3):
         chunk = policy.act(observation)
@@ -162,4 +159,4 @@ def test_nan_proprioception_is_refused() -> None:
 
 def test_unknown_dtype_is_refused() -> None:
     with pytest.raises(UnknownNameError, match='bfloat16'):
-        VlaPolicy(make_checkpoint(tiny_config()), ReuseConfig(), dtype='int3')
+        load_policy('anywhere', dtype='int3')

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vla_cache_ros.core.auto_off import AutoOff
 from vla_cache_ros.core.config import ReuseConfig
-from vla_cache_ros.core.errors import VlaCacheError
+from vla_cache_ros.core.errors import ConfigError, VlaCacheError
 from vla_cache_ros.core.layout import TokenLayout
 from vla_cache_ros.core.patches import PatchFrame, PatchReference, check_images, prepare_frame
 from vla_cache_ros.core.plan import ReusePlan
@@ -103,17 +103,32 @@ class ReuseController:
         self._pending_frame: PatchFrame | None = None
         self._pending_since = 0.0
 
-    def plan(self, images: Mapping[str, NDArray[np.uint8]], instruction: str) -> PlannedStep:
+    def plan(
+        self,
+        images: Mapping[str, NDArray[np.uint8]],
+        instruction: str,
+        layout: TokenLayout | None = None,
+    ) -> PlannedStep:
         """Plan a step.
 
         Args:
             images: Camera name -> uint8 [H, W, 3], as the model sees them.
             instruction: The task in words.
+            layout: The token layout where it depends on the instruction; None: as before. Its
+                vision spans are always the same.
 
         Raises:
             ObservationError: An image cannot be used; the state is unchanged.
+            ConfigError: The layout has other vision spans.
         """
         started = self._clock()
+        if layout is not None and layout != self.layout:
+            if layout.cameras != self.layout.cameras:
+                raise ConfigError(
+                    f'the vision spans changed from {self.layout.cameras} to {layout.cameras}; '
+                    'another set of cameras needs another ReuseController.'
+                )
+            self.layout = layout
         source = _Source(tuple(images), check_images(images, self.layout), instruction)
         if self._pending is not None:
             self.flush('fault')

@@ -1,0 +1,156 @@
+"""The small VLA behind `VlaPolicy`, with a vision tower that runs changed patches alone."""
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vla_cache_models.attendance import resolve_attendance
+from vla_cache_models.decoder import Decoder
+from vla_cache_models.small.checkpoint import Checkpoint
+from vla_cache_models.small.network import tower_layout
+from vla_cache_models.vla import Inputs, Prompt, camera_image
+from vla_cache_ros.core.config import ReuseConfig, preset
+from vla_cache_ros.core.kv_cache import KVCache
+from vla_cache_ros.core.layout import TokenLayout
+from vla_cache_ros.core.types import Observation, Proprioception
+
+
+class SmallVla:
+    """See `vla_cache_models.vla.Vla`."""
+
+    name = 'small'
+    generates = False
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        partial_tower: bool = True,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = 'cpu',
+    ) -> None:
+        """Place the network and allocate the tower's K/V cache.
+
+        Args:
+            checkpoint: Network, tokenizer and scales.
+            partial_tower: Whether the vision tower, too, runs only the patches that the first
+                layer group needs, against a K/V cache of its own. False runs it whole, as
+                published.
+            dtype: The network's weights and activations.
+            device: Where it runs.
+        """
+        self._network = checkpoint.model.to(device, dtype)
+        self._config = config = self._network.config
+        self._tokenizer = checkpoint.tokenizer
+        self._scale = checkpoint.proprioception_scale
+        self._partial_tower = partial_tower
+        self._dtype = dtype
+        self._device = torch.device(device)
+        self._prompt: Prompt | None = None
+
+        self.cameras = config.cameras
+        self.image_size_px = config.image_size_px
+        self.chunk_size = config.chunk_size
+        self.execute_steps = checkpoint.execute_steps
+        self.weights_sha256 = checkpoint.weights_sha256
+        self._layout = config.layout(config.text_tokens)
+        self.max_tokens = self._layout.num_tokens
+        self._tower_layout = tower_layout(self._layout)
+        self._tower_cache = KVCache(
+            config.tower.layers,
+            config.tower.kv_heads,
+            self._layout.num_vision,
+            config.tower.head_dim,
+            dtype=dtype,
+            device=device,
+        )
+
+    @property
+    def decoder(self) -> Decoder:
+        """The decoder."""
+        return self._network.decoder
+
+    @property
+    def layout(self) -> TokenLayout:
+        """The layout of the longest instruction."""
+        return self._layout
+
+    def preset(self, name: str) -> ReuseConfig:
+        """A reuse preset with the relevance layer that this network was trained with."""
+        reuse = preset(name, self._config.decoder.layers)
+        return replace(reuse, relevance_layer=self._config.relevance_layer)
+
+    def prepare(self, observation: Observation) -> Inputs:
+        """Resize the images, encode the instruction, normalise the proprioception.
+
+        Raises:
+            ObservationError: A camera is missing, an image or the instruction cannot be used.
+        """
+        frames = {
+            name: self._resized(camera_image(observation, name, self.cameras))
+            for name in self.cameras
+        }
+        return Inputs(
+            frames,
+            self._encode(observation.instruction),
+            self._normalise(observation.proprioception),
+        )
+
+    def embed(self, inputs: Inputs, slots: NDArray[np.int64], *, keep: bool) -> Tensor:
+        """Vision tokens of the given slots, then all that lies behind them, [1, K, D]."""
+        assert inputs.proprioception is not None
+        rest = self._network.embed_rest(inputs.proprioception, inputs.prompt.tokens)
+        return torch.cat((self._vision(inputs, slots, keep), rest), dim=1)
+
+    def decode_actions(
+        self, hidden: Tensor, prompt: Prompt, cache: KVCache
+    ) -> NDArray[np.float32]:
+        """The chunk [T, 7], clipped to the controller's range."""
+        return self._network.decode_actions(hidden)[0].float().clamp(-1, 1).cpu().numpy()
+
+    def reset(self) -> None:
+        """Nothing is kept between steps besides K/V."""
+
+    def _vision(self, inputs: Inputs, slots: NDArray[np.int64], keep: bool) -> Tensor:
+        start, stop = self._layout.vision
+        cells = slots[(slots >= start) & (slots < stop)] - start
+        stacked = torch.from_numpy(np.stack([inputs.frames[name] for name in self.cameras]))
+        patches = self._network.patch_embedding.patchify(stacked[None].to(self._device))
+        everything = len(cells) == self._layout.num_vision
+        if everything or not self._partial_tower:
+            rows = torch.arange(self._layout.num_vision, device=self._device)
+            attendance = resolve_attendance(self._tower_layout, device=self._device)
+            cache = self._tower_cache if self._partial_tower and keep else None
+            tokens = self._network.embed_vision(patches, rows, attendance, cache)
+            return tokens if everything else tokens[:, torch.from_numpy(cells).to(self._device)]
+        rows = torch.from_numpy(cells).to(self._device)
+        attendance = resolve_attendance(self._tower_layout, cells, self._device)
+        return self._network.embed_vision(patches[:, rows], rows, attendance, self._tower_cache)
+
+    def _resized(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        size = self.image_size_px
+        if image.shape[:2] == (size, size):
+            return image
+        resized = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
+        return np.asarray(resized, dtype=np.uint8)
+
+    def _encode(self, instruction: str) -> Prompt:
+        if self._prompt is None or self._prompt.instruction != instruction:
+            tokens = self._tokenizer(instruction)
+            words = sum(token != 0 for token in tokens)
+            self._prompt = Prompt(
+                instruction,
+                torch.tensor([tokens], device=self._device),
+                self._config.layout(words),
+            )
+        return self._prompt
+
+    def _normalise(self, state: Proprioception) -> Tensor:
+        raw = np.concatenate(
+            (state.ee_position_m, state.ee_quaternion_xyzw, state.gripper_position_m)
+        )
+        return torch.from_numpy(self._scale.normalise(raw))[None].to(self._device, self._dtype)

@@ -1,0 +1,156 @@
+"""What `VlaPolicy` needs of a model: the seam between the hot loop and the four models."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vla_cache_models.decoder import Decoder
+from vla_cache_ros.core.config import ReuseConfig
+from vla_cache_ros.core.errors import ObservationError
+from vla_cache_ros.core.kv_cache import KVCache
+from vla_cache_ros.core.layout import TokenLayout
+from vla_cache_ros.core.types import Observation
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """An instruction as a model takes it.
+
+    Attributes:
+        instruction: The words.
+        tokens: Their ids, int64 [1, n].
+        layout: The token layout that they lead to.
+    """
+
+    instruction: str
+    tokens: Tensor
+    layout: TokenLayout
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """An observation as a model takes it.
+
+    Attributes:
+        frames: Camera name -> the picture that the network sees, uint8 [S, S, 3]; patches are
+            compared on these.
+        prompt: The instruction.
+        proprioception: Normalised, [1, n]; None for models without it.
+    """
+
+    frames: Mapping[str, NDArray[np.uint8]]
+    prompt: Prompt
+    proprioception: Tensor | None = None
+
+
+class Vla(Protocol):
+    """A vision-language-action model whose decoder runs any subset of its tokens.
+
+    Attributes:
+        name: Which model this is, as presets and reports name it.
+        cameras: Names of the cameras, in slot order.
+        image_size_px: Side of the square pictures.
+        chunk_size: T, actions per chunk.
+        execute_steps: Actions of a chunk to execute before the next refresh.
+        weights_sha256: Names the weights in reports.
+        decoder: The decoder.
+        max_tokens: Slots that the K/V cache must have, generated tokens included.
+        generates: Whether `decode_actions` goes on decoding against the K/V cache, so that dense
+            steps fill it, too.
+    """
+
+    name: str
+    cameras: tuple[str, ...]
+    image_size_px: int
+    chunk_size: int
+    execute_steps: int
+    weights_sha256: str
+    max_tokens: int
+    generates: bool
+
+    @property
+    def decoder(self) -> Decoder:
+        """The decoder."""
+        ...
+
+    @property
+    def layout(self) -> TokenLayout:
+        """The token layout before there is an instruction; its vision spans hold for all."""
+        ...
+
+    def preset(self, name: str) -> ReuseConfig:
+        """A reuse preset with this model's own counts and layers.
+
+        Raises:
+            UnknownNameError: There is no such preset.
+        """
+        ...
+
+    def prepare(self, observation: Observation) -> Inputs:
+        """Turn an observation into the network's inputs; changes nothing that a step keeps.
+
+        Raises:
+            ObservationError: It cannot be used.
+        """
+        ...
+
+    def embed(self, inputs: Inputs, slots: NDArray[np.int64], *, keep: bool) -> Tensor:
+        """Hidden states before the first decoder layer.
+
+        Args:
+            inputs: What `prepare` returned.
+            slots: Ascending slots of the tokens that run, [K].
+            keep: Whether K/V is kept for later steps.
+
+        Returns:
+            [1, K, D].
+        """
+        ...
+
+    def decode_actions(
+        self, hidden: Tensor, prompt: Prompt, cache: KVCache
+    ) -> NDArray[np.float32]:
+        """Actions from the hidden states behind the last decoder layer.
+
+        Args:
+            hidden: Of the rows that ran to the end, before the final norm, [1, K, D]; the tokens
+                behind the vision tokens always run.
+            prompt: The instruction.
+            cache: The decoder's K/V.
+
+        Returns:
+            [T, 7], in ActionChunk's convention.
+        """
+        ...
+
+    def reset(self) -> None:
+        """Forget what is kept between the steps of an episode besides K/V."""
+        ...
+
+
+def camera_image(
+    observation: Observation, name: str, needed: tuple[str, ...]
+) -> NDArray[np.uint8]:
+    """One camera's image, checked.
+
+    Raises:
+        ObservationError: It is missing, empty, or not uint8 [H, W, 3].
+    """
+    image = observation.images.get(name)
+    if image is None:
+        raise ObservationError(
+            f'the observation holds no camera {name!r}; given: '
+            f'{", ".join(observation.images) or "none"}; needed: {", ".join(needed)}.'
+        )
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ObservationError(
+            f'camera {name!r}: image is {image.dtype} {list(image.shape)}; '
+            'valid: uint8 [H, W, 3], RGB.'
+        )
+    if not image.size:
+        raise ObservationError(f'camera {name!r}: the image is empty.')
+    return image
