@@ -43,7 +43,7 @@ def published_flops(config: DecoderConfig, tokens_per_layer: Sequence[float]) ->
     Raises:
         ConfigError: There is not one number per layer, or one is negative.
     """
-    if len(tokens_per_layer) != config.layers or min(tokens_per_layer) < 0:
+    if len(tokens_per_layer) != config.layers or min(tokens_per_layer, default=0) < 0:
         raise ConfigError(
             f'tokens_per_layer holds {len(tokens_per_layer)} numbers; valid: one number >= 0 for '
             f'each of the {config.layers} layers.'
