@@ -100,8 +100,10 @@ class ActionChunk:
     """Actions for the next T control steps.
 
     Attributes:
-        actions: [T, 7] float32: six end-effector deltas in [-1, 1] (x, y, z, then axis-angle;
-            scaled to metres and radians by the controller), then the gripper (-1 open, +1 close).
+        actions: [T, 7] float32: six end-effector deltas (x, y, z, then axis-angle), then the
+            gripper (-1 open, +1 close; near 0, a relative gripper holds). Deltas of LIBERO's
+            models are shares of the controller's limits, in [-1, 1]; those of the OpenVLA
+            family's other embodiments are metres and radians.
         stamp_ns: Stamp of the observation that the chunk was computed from.
         report: What the policy did to compute it.
     """
