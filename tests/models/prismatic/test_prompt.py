@@ -4,6 +4,7 @@ Llama-2's own file is not at hand: that its ids come out as transformers gives t
 here, only that the file's own encoding is used and what is put around it.
 """
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,14 @@ def test_long_instructions_are_refused_with_both_lengths(encode: TokenizerFile) 
         InstructionError, match=f'takes {length} tokens; this model takes at most {length - 1}'
     ):
         LlamaPrompt(encode, max_tokens=length - 1)(INSTRUCTION)
+
+
+def test_missing_package_says_what_to_install(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, 'tokenizers', None)
+    with pytest.raises(CheckpointError, match=r'pip install -r requirements/vla\.txt'):
+        TokenizerFile(folder)
 
 
 def test_missing_file_says_what_to_copy(tmp_path: Path) -> None:
