@@ -106,7 +106,7 @@ class FusedTowers(nn.Module):
 
     @property
     def unused_tensors(self) -> tuple[str, ...]:
-        """Patterns (fnmatch) of names below this module that checkpoints hold and nothing reads."""
+        """Tensors that checkpoints hold and nothing reads: fnmatch patterns of names in here."""
         return tuple(
             f'towers.{index}.{child}.*'
             for index, tower in enumerate(self._transformers)
@@ -135,7 +135,7 @@ class FusedTowers(nn.Module):
 
 
 def _build_tower(config: TowerConfig) -> nn.Module:
-    """Build one transformer, then drop what the features of its second-to-last block don't need."""
+    """Build a transformer and drop what comes after its second-to-last block."""
     timm = import_timm()
     if not timm.is_model(config.timm_id):
         similar = difflib.get_close_matches(config.timm_id, timm.list_models(), n=5, cutoff=0.4)
