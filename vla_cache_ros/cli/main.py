@@ -69,6 +69,13 @@ COMMANDS: tuple[Command, ...] = (
         summary='train the small VLA on a dataset, then against the expert (DAgger)',
     ),
     Command(
+        name='inspect',
+        module='vla_cache_ros.cli.inspect',
+        config='InspectConfig',
+        run='run_inspect',
+        summary='what a checkpoint holds, whether it loads, its token layout',
+    ),
+    Command(
         name='eval',
         module='vla_cache_ros.cli.evaluate',
         config='EvaluateConfig',

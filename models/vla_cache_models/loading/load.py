@@ -24,7 +24,7 @@ Network = TypeVar('Network', bound=nn.Module)
 Progress = Callable[[int, int], None]
 """Called with the bytes read so far and in all."""
 
-DROPPED = 'nothing reads it: the features come from an earlier layer'
+DROPPED = "nothing reads it, the features are the second-to-last block's"
 SEED_BYTES = 8
 TOKEN_STD = 0.02
 

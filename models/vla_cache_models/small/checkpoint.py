@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -73,19 +74,13 @@ def load_checkpoint(folder: Path, device: str = 'cpu') -> Checkpoint:
         CheckpointError: A file is missing or damaged, or the tensors do not fit the config.
     """
     config = _read_config(folder)
+    vla_config = read_architecture(folder, config)
     try:
-        architecture = dict(config['architecture'])
-        architecture['tower'] = DecoderConfig(**architecture['tower'])
-        architecture['decoder'] = DecoderConfig(**architecture['decoder'])
-        architecture['cameras'] = tuple(architecture['cameras'])
-        vla_config = VlaConfig(**architecture)
         tokenizer = WordTokenizer(config['words'], vla_config.text_tokens)
         scale = ProprioceptionScale(**config['proprioception_scale'])
         execute_steps = int(config['execute_steps'])
     except (KeyError, TypeError, ValueError, ConfigError) as error:
-        raise CheckpointError(
-            f'{folder / CONFIG_NAME} does not describe a {MODEL_TYPE}: {error}'
-        ) from error
+        raise _undescribed(folder, error) from error
     with torch.device('meta'):
         model = ParallelVla(vla_config)
     weights = _read_weights(folder / WEIGHTS_NAME, device)
@@ -98,6 +93,30 @@ def load_checkpoint(folder: Path, device: str = 'cpu') -> Checkpoint:
         execute_steps,
         hashlib.sha256((folder / WEIGHTS_NAME).read_bytes()).hexdigest(),
     )
+
+
+def read_architecture(folder: Path, config: Mapping[str, Any]) -> VlaConfig:
+    """The network's shape from the content of config.json.
+
+    Args:
+        folder: The checkpoint, for the message.
+        config: What its config.json holds.
+
+    Raises:
+        CheckpointError: The content does not describe a small VLA.
+    """
+    try:
+        architecture = dict(config['architecture'])
+        architecture['tower'] = DecoderConfig(**architecture['tower'])
+        architecture['decoder'] = DecoderConfig(**architecture['decoder'])
+        architecture['cameras'] = tuple(architecture['cameras'])
+        return VlaConfig(**architecture)
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        raise _undescribed(folder, error) from error
+
+
+def _undescribed(folder: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f'{folder / CONFIG_NAME} does not describe a {MODEL_TYPE}: {error}')
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
