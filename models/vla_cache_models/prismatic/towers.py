@@ -2,9 +2,9 @@
 
 Each tower of n blocks, for its own normalised copy x of the image:
 
-    t_0     = [class and register tokens | patches(x)] + positions      [B, R + P, W]
+    t_0     = [class and register tokens | patches(x)] + positions      [B, R + P, D]
     t_i     = block_i(t_{i-1}),  i = 1 .. n - 1                         the last block is left out
-    output  = t_{n-1} without the R leading tokens, not normalised      [B, P, W]
+    output  = t_{n-1} without the R leading tokens, not normalised      [B, P, D]
 
 and the towers' outputs are concatenated along the channels. This is what OpenVLA, OpenVLA-OFT and
 CogACT were trained on (Prismatic VLMs, arXiv 2402.07865, section 3: features of the second-to-last
@@ -117,7 +117,7 @@ class FusedTowers(nn.Module):
         """Compute the features of every patch.
 
         Args:
-            pixels: Normalised images, one copy per tower, [B, 3T, S, S].
+            pixels: Normalised images, one copy per tower, [B, 3 * towers, S, S].
 
         Returns:
             [B, P, width], patches row by row.
