@@ -151,8 +151,8 @@ class ImageTransform:
         try:
             means, stds = _triples(config['means']), _triples(config['stds'])
             # The processor applies these copies, not the entries they were copied from.
-            for copy in config.get('tvf_normalize_params', ()):
-                _check_copy(copy, means, stds)
+            if 'tvf_normalize_params' in config:
+                _check_copies(config['tvf_normalize_params'], means, stds)
             return cls(
                 image_size_px=_common([side for _, *hw in config['input_sizes'] for side in hw]),
                 resize_strategy=config['image_resize_strategy'],
@@ -285,20 +285,19 @@ def _common(values: Sequence[Any]) -> Any:
     return values[0]
 
 
-def _check_copy(
-    copy: Mapping[str, Any], means: tuple[Triple, ...], stds: tuple[Triple, ...]
+def _check_copies(
+    copies: Sequence[Mapping[str, Any]], means: tuple[Triple, ...], stds: tuple[Triple, ...]
 ) -> None:
-    """Check that a copy of a tower's statistics is one.
+    """Check that copies of the towers' statistics are equal to them, tower by tower.
 
     Raises:
-        ConfigError: No tower has such statistics.
+        ConfigError: They are not.
     """
-    copied = [*copy['mean'], *copy['std']]
-    stated = [[*mean, *std] for mean, std in zip(means, stds, strict=False)]
-    if not any(np.allclose(copied, numbers, rtol=0, atol=1e-6) for numbers in stated):
+    copied = [(*copy['mean'], *copy['std']) for copy in copies]
+    stated = [(*mean, *std) for mean, std in zip(means, stds, strict=False)]
+    if np.shape(copied) != np.shape(stated) or not np.allclose(copied, stated, rtol=0, atol=1e-6):
         raise ConfigError(
-            f'it contradicts itself: tvf_normalize_params has mean {copy["mean"]} and std '
-            f'{copy["std"]}, but means are {means} and stds {stds}.'
+            f'it contradicts itself: means and stds give {stated}, tvf_normalize_params {copied}.'
         )
 
 

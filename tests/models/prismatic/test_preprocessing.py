@@ -23,6 +23,10 @@ CONFIG = {
     'means': [[0.484375, 0.455078125, 0.40625], [0.5, 0.5, 0.5]],
     'stds': [[0.228515625, 0.2236328125, 0.224609375], [0.5, 0.5, 0.5]],
 }
+COPIES = [
+    {'inplace': False, 'mean': mean, 'std': std}
+    for mean, std in zip(CONFIG['means'], CONFIG['stds'], strict=True)
+]
 
 
 def transform(size: int = 28, strategy: str = 'resize-naive') -> ImageTransform:
@@ -224,11 +228,7 @@ def test_openvlas_preprocessor_config_is_read():
     assert stated.image_size_px == 224
     assert stated.means == ((0.484375, 0.455078125, 0.40625), (0.5, 0.5, 0.5))
     assert stated.stds[0][2] == 0.224609375
-    copies = [
-        {'inplace': False, 'mean': mean, 'std': std}
-        for mean, std in zip(CONFIG['means'], CONFIG['stds'], strict=True)
-    ]
-    more = {**CONFIG, 'tvf_normalize_params': copies, 'image_processor_type': 'X'}
+    more = {**CONFIG, 'tvf_normalize_params': COPIES, 'image_processor_type': 'X'}
     assert ImageTransform.from_preprocessor_config(more) == stated
 
 
@@ -249,6 +249,8 @@ def test_openvlas_preprocessor_config_is_read():
             {'tvf_normalize_params': [{'mean': [0.5] * 3, 'std': [0.5] * 3}] * 2},
             'contradicts itself',
         ),
+        ({'tvf_normalize_params': COPIES[::-1]}, 'contradicts itself'),
+        ({'tvf_normalize_params': COPIES[:1]}, 'contradicts itself'),
         ({'tvf_normalize_params': [{'mean': [0.5] * 3}]}, "KeyError.*'std'"),
     ],
 )
@@ -291,3 +293,38 @@ def test_missing_pictures_and_pictures_of_another_size_are_refused():
         transform().pixel_values([])
     with pytest.raises(ObservationError, match='20 x 28 px .* 28 x 28.*ImageTransform.view'):
         transform().pixel_values([photo(20, 28)])
+
+
+SCENE = """
+<mujoco>
+  <asset><material name="red" rgba="1 0 0 1"/></asset>
+  <worldbody>
+    <light pos="0 0 3" castshadow="false"/>
+    <camera name="c" pos="0 0 2"/>
+    <geom group="1" type="box" size=".2 .3 .1" pos=".5 .4 0" material="red"/>
+    <geom group="1" type="sphere" size=".3" pos="-.4 .2 0" rgba="0 1 0 1"/>
+    <geom group="1" type="capsule" size=".1 .3" pos="0 -.5 0" euler="70 20 0" rgba="0 0 1 1"/>
+  </worldbody>
+</mujoco>
+"""
+
+
+@pytest.mark.sim
+def test_liberos_rotated_image_is_the_mirrored_view_of_our_upright_one():
+    import mujoco
+    from robosuite.utils.binding_utils import MjRenderContextOffscreen, MjSim
+
+    from vla_cache_sim.renderer import Renderer
+
+    sim = MjSim(mujoco.MjModel.from_xml_string(SCENE))
+    sim.forward()
+    size = 64
+    ours = Renderer(sim.model._model, sim.data._data)
+    upright = ours.render(0, size)
+    ours.close()
+    MjRenderContextOffscreen(sim, device_id=-1)  # it adds itself to the simulation
+    raw = sim.render(size, size, camera_name='c')
+    rotated = raw[::-1, ::-1]  # LIBERO's data: rotated by 180 degrees
+    view = transform(size).view(upright, ImageProtocol(mirror=True))
+    np.testing.assert_array_equal(view, rotated)
+    assert (view != upright).any(axis=-1).mean() > 0.1  # the scene does tell them apart
