@@ -17,7 +17,7 @@ from vla_cache_models.probe import AttentionProbe
 from vla_cache_models.vla import Vla
 from vla_cache_ros.core.config import ReuseConfig
 from vla_cache_ros.core.controller import PlannedStep, ReuseController
-from vla_cache_ros.core.errors import UnknownNameError
+from vla_cache_ros.core.errors import ConfigError, UnknownNameError
 from vla_cache_ros.core.kv_cache import KVCache
 from vla_cache_ros.core.layout import TokenLayout
 from vla_cache_ros.core.timing import StageClock
@@ -88,8 +88,8 @@ class VlaPolicy:
 
     @property
     def image_size_px(self) -> int:
-        """Side of the square image that the network sees."""
-        return self._model.image_size_px
+        """Side of the camera images that the training data had."""
+        return self._model.camera_size_px
 
     @property
     def layout(self) -> TokenLayout:
@@ -138,6 +138,7 @@ class VlaPolicy:
             plan=step.plan,
             flush_reason=step.flush_reason,
             keyframe_reason=step.keyframe_reason,
+            frames=inputs.frames,
         )
         self._steps += 1
         return ActionChunk(actions, observation.stamp_ns, report)
@@ -197,38 +198,123 @@ def _in_order(measured: Mapping[str, float], step: PlannedStep) -> dict[str, flo
     return {'preprocess': measured['preprocess'], **planned, **rest}
 
 
+def load_model(
+    checkpoint: Path | str,
+    *,
+    unnorm_key: str = '',
+    embodiment: str = '',
+    dtype: str = 'float32',
+    device: str = 'cpu',
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Vla:
+    """Load a checkpoint folder: this project's own, OpenVLA, OpenVLA-OFT or CogACT.
+
+    Args:
+        checkpoint: The folder.
+        unnorm_key: Dataset whose statistics scale the actions; empty where there is only one.
+        embodiment: Conventions of the robot; empty: by unnorm_key.
+        dtype: One of DTYPES.
+        device: Where it runs.
+        on_progress: Called with the bytes read so far and in all.
+
+    Raises:
+        CheckpointError: The folder cannot be loaded; nothing was allocated for it.
+        ConfigError: The checkpoint has several datasets and no key was given, or it takes none.
+        UnknownNameError: Unknown dtype, dataset or embodiment.
+    """
+    if dtype not in DTYPES:
+        raise UnknownNameError('dtype', dtype, DTYPES)
+    folder = Path(checkpoint)
+    from vla_cache_models.loading.formats import detect_format
+
+    if detect_format(folder) == 'small':
+        if unnorm_key or embodiment:
+            raise ConfigError(
+                f'{folder} holds the small VLA, which has one set of statistics and one robot; '
+                'leave unnorm_key and embodiment empty.'
+            )
+        from vla_cache_models.small.checkpoint import load_checkpoint
+        from vla_cache_models.small.vla import SmallVla
+
+        return SmallVla(load_checkpoint(folder, device), dtype=DTYPES[dtype], device=device)
+    from vla_cache_models.prismatic.build import load_vla
+
+    return load_vla(
+        folder,
+        unnorm_key=unnorm_key,
+        embodiment=embodiment,
+        dtype=DTYPES[dtype],
+        device=device,
+        on_progress=on_progress,
+    )
+
+
+def make_policy(
+    model: Vla, cache: str | ReuseConfig = 'safe', *, auto_off: bool = True
+) -> VlaPolicy:
+    """A policy on a model's weights, with a state of its own.
+
+    Args:
+        model: Stays as it is; any number of policies may share its weights.
+        cache: A preset of vla_cache_ros.core.config, or settings.
+        auto_off: False forbids the reuse to switch itself off, whatever the settings say.
+
+    Raises:
+        UnknownNameError: There is no such preset.
+    """
+    reuse = cache if isinstance(cache, ReuseConfig) else model.preset(cache)
+    return VlaPolicy(model.share(), replace(reuse, auto_off=reuse.auto_off and auto_off))
+
+
 def load_policy(
     checkpoint: Path | str,
     cache: str | ReuseConfig = 'safe',
     *,
+    unnorm_key: str = '',
+    embodiment: str = '',
     dtype: str = 'float32',
     device: str = 'cpu',
     auto_off: bool = True,
 ) -> VlaPolicy:
-    """Load a checkpoint folder as a policy.
+    """Load a checkpoint folder as a policy; see `load_model` and `make_policy`."""
+    model = load_model(
+        checkpoint, unnorm_key=unnorm_key, embodiment=embodiment, dtype=dtype, device=device
+    )
+    return make_policy(model, cache, auto_off=auto_off)
+
+
+def random_model(
+    name: str,
+    *,
+    layers: int | None = None,
+    tower_depth: int | None = None,
+    dtype: str = 'float32',
+    device: str = 'cpu',
+    seed: int = 0,
+) -> Vla:
+    """A published model at full width with seeded random weights, for timing.
 
     Args:
-        checkpoint: Folder with config.json and model.safetensors.
-        cache: A preset of vla_cache_ros.core.config, or settings.
+        name: 'openvla', 'openvla_oft' or 'cogact'.
+        layers: Decoder layers; None: all 32.
+        tower_depth: Blocks of each vision tower; None: all.
         dtype: One of DTYPES.
         device: Where it runs.
-        auto_off: False forbids the reuse to switch itself off, whatever the settings say.
+        seed: Another seed, other weights.
 
     Raises:
-        CheckpointError: The folder cannot be loaded.
-        UnknownNameError: Unknown preset or dtype.
+        UnknownNameError: Unknown model or dtype.
+        ConfigError: The depths do not fit.
     """
     if dtype not in DTYPES:
         raise UnknownNameError('dtype', dtype, DTYPES)
-    from vla_cache_models.small.checkpoint import load_checkpoint
-    from vla_cache_models.small.vla import SmallVla
+    from vla_cache_models.prismatic.build import random_vla
 
-    partial_tower = not (isinstance(cache, str) and cache.startswith('paper'))
-    model = SmallVla(
-        load_checkpoint(Path(checkpoint), device),
-        partial_tower=partial_tower,
+    return random_vla(
+        name,
+        layers=layers,
+        tower_depth=tower_depth,
         dtype=DTYPES[dtype],
         device=device,
+        seed=seed,
     )
-    reuse = cache if isinstance(cache, ReuseConfig) else model.preset(cache)
-    return VlaPolicy(model, replace(reuse, auto_off=reuse.auto_off and auto_off))

@@ -53,7 +53,7 @@ class Vla(Protocol):
     Attributes:
         name: Which model this is, as presets and reports name it.
         cameras: Names of the cameras, in slot order.
-        image_size_px: Side of the square pictures.
+        camera_size_px: Side of the camera images that the training data had.
         chunk_size: T, actions per chunk.
         execute_steps: Actions of a chunk to execute before the next refresh.
         weights_sha256: Names the weights in reports.
@@ -65,7 +65,7 @@ class Vla(Protocol):
 
     name: str
     cameras: tuple[str, ...]
-    image_size_px: int
+    camera_size_px: int
     chunk_size: int
     execute_steps: int
     weights_sha256: str
@@ -129,6 +129,10 @@ class Vla(Protocol):
 
     def reset(self) -> None:
         """Forget what is kept between the steps of an episode besides K/V."""
+        ...
+
+    def share(self) -> 'Vla':
+        """Another one on the same weights, with a state of its own."""
         ...
 
 

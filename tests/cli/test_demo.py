@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from cli_fakes import FakeEnvs, FakePolicies
 
-from vla_cache_ros.cli.checkpoints import find_checkpoint
+from vla_cache_ros.cli.checkpoints import CheckpointPolicies
 from vla_cache_ros.cli.demo import DemoConfig, run_demo
 from vla_cache_ros.core.errors import CheckpointError, UnknownNameError
 
@@ -46,4 +46,4 @@ def test_unknown_names_are_refused_before_anything_starts():
 
 def test_missing_weights_name_the_command(tmp_path: Path):
     with pytest.raises(CheckpointError, match='vla-cache train'):
-        find_checkpoint(tmp_path)
+        CheckpointPolicies(tmp_path)('off')

@@ -400,3 +400,19 @@ def test_reuse_that_pays_stays_on_and_times_come_from_the_injected_clock():
 def test_a_configuration_that_does_not_fit_the_decoder_is_refused():
     with pytest.raises(ConfigError, match='prune layer'):
         ReuseController(LAYOUT, LAYERS, preset('paper', 32))
+
+
+def test_layout_may_follow_the_instruction() -> None:
+    controller = make_controller(steps=2)
+    longer = replace(LAYOUT, text=(20, 24), actions=(24, 26), num_tokens=26)
+    step = controller.plan(make_images(), 'pick up the other milk', longer)
+    assert step.flush_reason == 'instruction change'
+    assert np.array_equal(step.plan.recompute[0], np.arange(26))
+    assert controller.layout is longer
+
+
+def test_layout_with_other_vision_spans_is_refused() -> None:
+    controller = make_controller()
+    shifted = replace(LAYOUT, cameras=(CameraSpan('front', 1, SIDE, SIDE),))
+    with pytest.raises(ConfigError, match='another ReuseController'):
+        controller.plan(make_images(), TASK, shifted)

@@ -109,7 +109,7 @@ def test_the_cache_is_flushed_by_instruction_reset_and_fault(rng: np.random.Gene
 
 
 def test_paper_preset_runs_the_whole_tower(rng: np.random.Generator) -> None:
-    model = SmallVla(make_checkpoint(tiny_config()), partial_tower=False)
+    model = SmallVla(make_checkpoint(tiny_config()))
     policy = VlaPolicy(model, model.preset('paper'))
     observation = make_observation(rng)
     for _ in range(3):

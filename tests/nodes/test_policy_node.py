@@ -465,11 +465,6 @@ def test_policy_that_raises(robot, policy, fault, reason):
 # Loading
 
 
-def test_unknown_policy_is_refused_by_name():
-    with pytest.raises(ConfigError, match='valid: small_vla'):
-        load_policy(PolicyParameters(policy='octo'))
-
-
 def test_missing_checkpoint_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match=str(tmp_path)):
         load_policy(PolicyParameters(checkpoint=str(tmp_path / 'nothing')))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_cache_ros.cli.checkpoints import CheckpointPolicies, find_checkpoint
+from vla_cache_ros.cli.checkpoints import CheckpointPolicies, PolicyOptions, find_checkpoint
 from vla_cache_ros.cli.episodes import EpisodeSpec
 from vla_cache_ros.cli.progress import Progress
 from vla_cache_ros.cli.recording import load_observations, record_episode
@@ -168,11 +168,15 @@ def _ratio_interval(
 
 
 @dataclass(frozen=True)
-class BenchConfig:
+class BenchConfig(PolicyOptions):
     """Time one policy step, dense against cached, on recorded frames."""
 
-    checkpoint: Path | None = None
-    """Folder of the checkpoint; default: the weights that the package brings."""
+    random_weights: str = ''
+    """Instead of a checkpoint: openvla, openvla_oft or cogact with seeded random weights."""
+    layers: int | None = None
+    """Decoder layers of random weights; default: all 32."""
+    tower_depth: int | None = None
+    """Blocks of each vision tower of random weights; default: all."""
     cache: str = 'safe'
     """Reuse preset to compare with dense: safe, paper."""
     frames: Path | None = None
@@ -185,8 +189,6 @@ class BenchConfig:
     """Passes over the frames."""
     threads: int = 0
     """Threads of the model; 0: as many as there are cores."""
-    dtype: str = 'float32'
-    """float32 or bfloat16."""
     out: Path = Path('runs/bench')
     """Folder for step_latency.json, its chart and the recorded frames."""
     json: bool = False
@@ -203,12 +205,14 @@ def run_bench(config: BenchConfig) -> int:
 
     if config.threads:
         torch.set_num_threads(config.threads)
-    policies = CheckpointPolicies(find_checkpoint(config.checkpoint), config.dtype)
-    dense, cached = policies('off'), policies(config.cache)
+    dense, cached, weights = _policies(config)
     if (path := config.frames) is None:
         name = parse_task(config.task)
         spec = EpisodeSpec(name.suite, name.task, config.init_state)
-        path = record_episode(dense, spec, config.out)
+        driver = (
+            CheckpointPolicies(find_checkpoint(None))('off') if config.random_weights else dense
+        )
+        path = record_episode(driver, spec, config.out, dense.image_size_px)
     observations, about = load_observations(path)
     result = time_policies(dense, cached, observations, config.repeats)
     summary = {
@@ -217,7 +221,7 @@ def run_bench(config: BenchConfig) -> int:
         'dtype': config.dtype,
         'threads': torch.get_num_threads(),
         'frames_from': about,
-        'weights': {'fingerprint': policies.fingerprint(config.cache)},
+        'weights': weights,
         **summarize(result),
         'machine': describe_machine(),
         'versions': describe_versions(),
@@ -238,6 +242,36 @@ def run_bench(config: BenchConfig) -> int:
     else:
         _print_table(summary)
     return 0
+
+
+def _policies(config: BenchConfig) -> tuple[Policy, Policy, dict[str, Any]]:
+    """The dense and the cached policy, and what their weights are called."""
+    if not config.random_weights:
+        if config.layers is not None or config.tower_depth is not None:
+            raise ConfigError(
+                'layers and tower_depth shorten random weights alone; a checkpoint has its own. '
+                'Add --random-weights openvla, openvla_oft or cogact, or leave them out.'
+            )
+        policies = CheckpointPolicies.chosen(config)
+        weights = {'fingerprint': policies.fingerprint(config.cache)}
+        return policies('off'), policies(config.cache), weights
+    if config.checkpoint is not None:
+        raise ConfigError('--random-weights takes the place of --checkpoint; give one of the two.')
+    from vla_cache_models.policy import make_policy, random_model
+
+    model = random_model(
+        config.random_weights,
+        layers=config.layers,
+        tower_depth=config.tower_depth,
+        dtype=config.dtype,
+        device=config.device,
+    )
+    weights = {
+        'random': config.random_weights,
+        'layers': model.decoder.config.layers,
+        'tower_depth': config.tower_depth,
+    }
+    return make_policy(model, 'off'), make_policy(model, config.cache), weights
 
 
 def _print_table(summary: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from vla_cache_ros.cli.checkpoints import CheckpointPolicies, PolicyFactory, find_checkpoint
+from vla_cache_ros.cli.checkpoints import CheckpointPolicies, PolicyFactory, PolicyOptions
 from vla_cache_ros.cli.episodes import EpisodeSpec, default_execute_steps
 from vla_cache_ros.cli.evaluate import EnvironmentFactory, make_libero
 from vla_cache_ros.cli.live import ArmStatus, LiveTable
@@ -40,7 +40,7 @@ LOG_WARNINGS = 30
 
 
 @dataclass(frozen=True)
-class DemoConfig:
+class DemoConfig(PolicyOptions):
     """Play one task over the ROS 2 graph, dense and cached, and write a report."""
 
     task: str = 'libero_object/0'
@@ -49,16 +49,12 @@ class DemoConfig:
     """Official initial states to play, 0-3 or 0,7,12; there are 50 per task."""
     cache: str = 'safe'
     """Reuse preset of the cached arm: safe, paper."""
-    checkpoint: Path | None = None
-    """Folder of the checkpoint; default: the weights that the package brings."""
     out: Path | None = None
     """Report folder; default: runs/demo-<date and time>."""
     seed: int = 0
     """Seed of the simulator."""
     time_limit_s: float = 300.0
     """No further pair is begun that would, by the pace so far, end after this."""
-    dtype: str = 'float32'
-    """Number format of the model: float32 or bfloat16."""
 
 
 def run_demo(
@@ -88,7 +84,7 @@ def run_demo(
     init_states = parse_indices(config.init_states, limit=50)
     about = _describe(config, name)
     if make_policy is None:
-        policies = CheckpointPolicies(find_checkpoint(config.checkpoint), config.dtype)
+        policies = CheckpointPolicies.chosen(config)
         make_policy = policies
         about['weights'] = {'fingerprint': policies.fingerprint(config.cache)}
     arms = {'dense': make_policy('off'), 'cached': make_policy(config.cache)}

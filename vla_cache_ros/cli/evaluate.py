@@ -19,7 +19,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from vla_cache_ros.cli.checkpoints import CheckpointPolicies, PolicyFactory, find_checkpoint
+from vla_cache_ros.cli.checkpoints import CheckpointPolicies, PolicyFactory, PolicyOptions
 from vla_cache_ros.cli.episodes import (
     Environment,
     EpisodeRow,
@@ -304,11 +304,9 @@ def rates_by_task(rows: Sequence[EpisodeRow]) -> Mapping[tuple[TaskName, str], R
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(PolicyOptions):
     """Measure a checkpoint's success in closed loop."""
 
-    checkpoint: Path | None = None
-    """Folder of the checkpoint; default: the weights that the package brings."""
     tasks: str = 'libero_object/0'
     """Comma-separated tasks: libero_object/0, libero_object/* or an instruction's words."""
     init_states: str = '0-9'
@@ -319,8 +317,6 @@ class EvaluateConfig:
     """Worker processes of one thread each; 0 takes one per core."""
     execute_steps: int | None = None
     """Actions executed of each chunk; default: the policy's own."""
-    dtype: str = 'float32'
-    """float32 or bfloat16."""
     out: Path | None = None
     """JSONL file of the rows; finished episodes in it are not run again."""
     json: bool = False
@@ -345,7 +341,7 @@ def run_evaluate(config: EvaluateConfig) -> int:
 
     from rich.console import Console
 
-    factory = CheckpointPolicies(find_checkpoint(config.checkpoint), config.dtype)
+    factory = CheckpointPolicies.chosen(config)
     episodes = episode_grid(config)
     rows = evaluate(
         factory,

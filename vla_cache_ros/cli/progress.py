@@ -1,10 +1,19 @@
 """A progress bar with rate and time left; plain lines where there is no terminal."""
 
+import contextlib
 import time
+from collections.abc import Callable, Iterator
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.progress import Progress as RichProgress
 
 PLAIN_PERIOD_S = 20.0
@@ -76,3 +85,26 @@ class Progress:
                 highlight=False,
                 soft_wrap=True,
             )
+
+
+@contextlib.contextmanager
+def byte_progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar for bytes, on terminals alone.
+
+    Args:
+        what: What is read, in words.
+
+    Yields:
+        What to call with the bytes read so far and in all.
+    """
+    console = Console(stderr=True)
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with RichProgress(
+        TextColumn('{task.description}'),
+        *columns,
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    ) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

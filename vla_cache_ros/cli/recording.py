@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,11 @@ class Frame:
 
     observation: Observation
     chunk: ActionChunk
+
+    def picture(self, camera: str) -> NDArray[np.uint8]:
+        """What the plan's patches are cut from."""
+        frames = self.chunk.report.frames if self.chunk.report is not None else {}
+        return frames.get(camera, self.observation.images[camera])
 
 
 class RecordingPolicy:
@@ -62,7 +67,7 @@ class RecordingPolicy:
 
     @property
     def image_size_px(self) -> int:
-        """Side of the square image that the model sees."""
+        """Side of the camera images that the training data had."""
         return self.policy.image_size_px
 
     @property
@@ -76,14 +81,21 @@ class RecordingPolicy:
         self.frames = []
 
     def act(self, observation: Observation) -> ActionChunk:
-        """Compute a chunk and keep both."""
+        """Compute a chunk and keep both; the pictures' memory may be used again, so a copy."""
         chunk = self.policy.act(observation)
-        images = {name: np.array(image) for name, image in observation.images.items()}
-        frame = Frame(dataclasses.replace(observation, images=images), chunk)
+        kept = chunk
+        if chunk.report is not None:
+            report = dataclasses.replace(chunk.report, frames=_copied(chunk.report.frames))
+            kept = dataclasses.replace(chunk, report=report)
+        frame = Frame(dataclasses.replace(observation, images=_copied(observation.images)), kept)
         self.frames.append(frame)
         if self._on_frame is not None:
             self._on_frame(frame)
         return chunk
+
+
+def _copied(images: Mapping[str, NDArray[np.uint8]]) -> dict[str, NDArray[np.uint8]]:
+    return {name: np.array(image) for name, image in images.items()}
 
 
 def record_episode(

@@ -22,7 +22,10 @@ class Policy(Protocol):
 
     @property
     def image_size_px(self) -> int:
-        """Side of the square image that the model sees; other sizes are resized to it."""
+        """Side of the camera images that the training data had; simulators render at it.
+
+        Images of other sizes are resized.
+        """
         ...
 
     @property

@@ -80,6 +80,8 @@ class StepReport:
         plan: The reuse plan that was executed.
         flush_reason: Why the cache was flushed before this step; empty when it was not.
         keyframe_reason: Why everything was recomputed although a cache existed; empty otherwise.
+        frames: Camera name -> the picture that the patches of the plan are cut from, uint8
+            [S, S, 3]: cropped or mirrored where the model's training data were.
     """
 
     step: int
@@ -88,6 +90,9 @@ class StepReport:
     plan: ReusePlan
     flush_reason: str = ''
     keyframe_reason: str = ''
+    frames: Mapping[str, NDArray[np.uint8]] = field(
+        default_factory=dict[str, NDArray[np.uint8]], repr=False, compare=False
+    )
 
     @property
     def total_ms(self) -> float:

@@ -70,14 +70,15 @@ def parameter(
 class PolicyParameters:
     """Parameters of policy_node; read at each configure."""
 
-    policy: str = parameter('small_vla', 'Name of the policy to load.')
     checkpoint: str = parameter(
-        '', 'Path of the weights; empty means the weights that the package brings.'
+        '',
+        "Folder of the checkpoint: this project's own, OpenVLA, OpenVLA-OFT or CogACT; empty "
+        'means the weights that the package brings.',
     )
     dtype: str = parameter(
         'float32',
         'Number format of weights and activations.',
-        choices=('float32', 'bfloat16'),
+        choices=('float32', 'bfloat16', 'float16'),
     )
     device: str = parameter('cpu', "Device that the model runs on: 'cpu', 'cuda', 'cuda:1', ..")
     cache_preset: str = parameter(
@@ -86,7 +87,12 @@ class PolicyParameters:
         choices=PRESETS,
     )
     unnorm_key: str = parameter(
-        '', "Dataset whose statistics unnormalise the actions; empty means the checkpoint's own."
+        '', "Dataset whose statistics scale the actions; empty means the checkpoint's only one."
+    )
+    embodiment: str = parameter(
+        '',
+        'Conventions of the robot (images, rotation, gripper): libero, bridge, google_robot, '
+        'finetuned or generic; empty means by unnorm_key.',
     )
     control_frequency_hz: float = parameter(
         20.0,

@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,10 +25,8 @@ from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from vla_cache_ros.core.errors import (
-    ConfigError,
     InstructionError,
     ObservationError,
-    UnknownNameError,
     VlaCacheError,
 )
 from vla_cache_ros.core.protocols import Policy
@@ -50,7 +47,6 @@ from vla_cache_ros.resources import resource_folder
 
 PolicyFactory = Callable[[PolicyParameters], Policy]
 
-POLICIES = ('small_vla',)
 """Policies that can be loaded by name."""
 
 STOPLESS_DROPS = frozenset({'unpaired_image', 'superseded', 'repeated_stamp'})
@@ -95,7 +91,7 @@ class PolicyNode(LifecycleNode):
         """Declare the parameters; nothing else is allocated before `configure`.
 
         Args:
-            policy_factory: Makes the policy; default: by the parameters `policy`, `checkpoint`..
+            policy_factory: Makes the policy; default: by the parameters `checkpoint`, ..
             node_name: Name of the node.
             **node_arguments: Passed on to rclpy's Node.
         """
@@ -469,22 +465,19 @@ def load_policy(parameters: PolicyParameters) -> Policy:
     """Load the policy that the parameters name.
 
     Raises:
-        UnknownNameError: There is no policy of that name.
-        ConfigError: A parameter does not apply to that policy.
+        UnknownNameError: There is no such dataset or embodiment.
+        ConfigError: A parameter does not apply to the checkpoint.
         CheckpointError: The weights are missing or do not fit.
     """
-    if parameters.policy not in POLICIES:
-        raise UnknownNameError('policy', parameters.policy, POLICIES)
-    if parameters.unnorm_key:
-        raise ConfigError(
-            f'unnorm_key is {parameters.unnorm_key!r}; valid for {parameters.policy}: empty, its '
-            'checkpoints hold one set of statistics.'
-        )
     from vla_cache_models.policy import load_policy as load_checkpoint_policy
 
-    checkpoint = Path(parameters.checkpoint or resource_folder('weights'))
     return load_checkpoint_policy(
-        checkpoint, parameters.cache_preset, dtype=parameters.dtype, device=parameters.device
+        parameters.checkpoint or resource_folder('weights'),
+        parameters.cache_preset,
+        unnorm_key=parameters.unnorm_key,
+        embodiment=parameters.embodiment,
+        dtype=parameters.dtype,
+        device=parameters.device,
     )
 
 

@@ -258,11 +258,10 @@ def _random(
 
 
 def _summary(problems: tuple[str, ...], files: TensorFile, limit: int = 8) -> str:
-    folder = files.paths[0].parent
     shown = '; '.join(problems[:limit]) + ('; ...' if len(problems) > limit else '')
     return (
-        f'{folder}: {len(problems)} tensors do not fit the architecture: {shown}. '
-        f'`vla-cache inspect {folder}` lists all of them.'
+        f'{len(problems)} tensors in {files.paths[0].parent} do not fit the architecture: {shown}. '
+        'All of them: vla-cache inspect FOLDER.'
     )
 
 

@@ -109,6 +109,7 @@ class Embodiment:
         key_prefixes: It is chosen for unnorm_keys that begin with one of these.
         cameras: Names in our Observation, the primary one first; a model with one camera takes
             that.
+        camera_size_px: Side of the camera images, before they are prepared.
         images: How camera images are prepared.
         gripper: From the data's gripper numbers to ours; holds the episode's state.
         euler: Whether the data write rotations as roll, pitch, yaw; else as axis-angle.
@@ -121,6 +122,7 @@ class Embodiment:
     name: str
     key_prefixes: tuple[str, ...]
     cameras: tuple[str, ...]
+    camera_size_px: int
     images: ImageProtocol
     gripper: GripperRule
     euler: bool
@@ -154,6 +156,12 @@ class Embodiment:
         """Begin an episode."""
         self.gripper.reset()
 
+    def fresh(self) -> 'Embodiment':
+        """The same conventions with a gripper state of their own, at an episode's begin."""
+        gripper = copy.copy(self.gripper)
+        gripper.reset()
+        return replace(self, gripper=gripper)
+
 
 # Images of Bridge and of the Google robot as in SimplerEnv: neither JPEG nor crop.
 _AS_RENDERED = ImageProtocol(mirror=False, jpeg_round_trip=False, crop_area=1.0)
@@ -166,6 +174,7 @@ EMBODIMENTS = {
             name='libero',
             key_prefixes=('libero_',),
             cameras=_CAMERAS,
+            camera_size_px=256,
             # The published rotation by 180 degrees of the simulator's upside-down images; ours
             # are upright.
             images=ImageProtocol(mirror=True, jpeg_round_trip=True, crop_area=0.9),
@@ -179,6 +188,7 @@ EMBODIMENTS = {
             name='bridge',
             key_prefixes=('bridge',),
             cameras=_CAMERAS,
+            camera_size_px=256,
             images=_AS_RENDERED,
             gripper=StatelessGripper(_binary_gripper),
             euler=True,
@@ -190,6 +200,7 @@ EMBODIMENTS = {
             name='google_robot',
             key_prefixes=('fractal',),
             cameras=_CAMERAS,
+            camera_size_px=256,
             images=_AS_RENDERED,
             gripper=StickyGripper(repeats=10),
             euler=True,
@@ -197,11 +208,25 @@ EMBODIMENTS = {
             ensemble_horizon=2,
             execute_steps=1,
         ),
-        # Open X-Embodiment's convention, for data of one's own.
+        # A robot of one's own, fine-tuned with OpenVLA's recipe: augmented images, hence the crop.
+        Embodiment(
+            name='finetuned',
+            key_prefixes=(),
+            cameras=_CAMERAS,
+            camera_size_px=256,
+            images=ImageProtocol(mirror=False, jpeg_round_trip=True, crop_area=0.9),
+            gripper=StatelessGripper(_binary_gripper),
+            euler=True,
+            shares_of_limits=False,
+            ensemble_horizon=None,
+            execute_steps=8,
+        ),
+        # Open X-Embodiment's convention.
         Embodiment(
             name='generic',
             key_prefixes=(),
             cameras=_CAMERAS,
+            camera_size_px=256,
             images=_AS_RENDERED,
             gripper=StatelessGripper(_binary_gripper),
             euler=True,
@@ -213,12 +238,13 @@ EMBODIMENTS = {
 }
 
 
-def embodiment_for(unnorm_key: str, name: str = '') -> Embodiment:
+def embodiment_for(unnorm_key: str, name: str = '', unknown: str = 'generic') -> Embodiment:
     """The embodiment of a dataset, with a gripper state of its own.
 
     Args:
         unnorm_key: Key of the dataset's statistics.
-        name: One of EMBODIMENTS, to overrule the key; empty: by the key, else 'generic'.
+        name: One of EMBODIMENTS, to overrule the key; empty: by the key.
+        unknown: One of EMBODIMENTS, for keys that no embodiment is chosen by.
 
     Raises:
         UnknownNameError: There is no such embodiment.
@@ -230,8 +256,7 @@ def embodiment_for(unnorm_key: str, name: str = '') -> Embodiment:
         for embodiment in EMBODIMENTS.values()
         if unnorm_key.startswith(embodiment.key_prefixes)
     )
-    chosen = EMBODIMENTS[name or next(fitting, 'generic')]
-    return replace(chosen, gripper=copy.copy(chosen.gripper))
+    return EMBODIMENTS[name or next(fitting, unknown)].fresh()
 
 
 def euler_to_axis_angle(angles: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -29,7 +29,6 @@ class SmallVla:
         self,
         checkpoint: Checkpoint,
         *,
-        partial_tower: bool = True,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = 'cpu',
     ) -> None:
@@ -37,9 +36,6 @@ class SmallVla:
 
         Args:
             checkpoint: Network, tokenizer and scales.
-            partial_tower: Whether the vision tower, too, runs only the patches that the first
-                layer group needs, against a K/V cache of its own. False runs it whole, as
-                published.
             dtype: The network's weights and activations.
             device: Where it runs.
         """
@@ -47,13 +43,13 @@ class SmallVla:
         self._config = config = self._network.config
         self._tokenizer = checkpoint.tokenizer
         self._scale = checkpoint.proprioception_scale
-        self._partial_tower = partial_tower
+        self._checkpoint = checkpoint
         self._dtype = dtype
         self._device = torch.device(device)
         self._prompt: Prompt | None = None
 
         self.cameras = config.cameras
-        self.image_size_px = config.image_size_px
+        self.camera_size_px = config.image_size_px
         self.chunk_size = config.chunk_size
         self.execute_steps = checkpoint.execute_steps
         self.weights_sha256 = checkpoint.weights_sha256
@@ -101,7 +97,10 @@ class SmallVla:
         )
 
     def embed(self, inputs: Inputs, slots: NDArray[np.int64], *, keep: bool) -> Tensor:
-        """Vision tokens of the given slots, then all that lies behind them, [1, K, D]."""
+        """Vision tokens of the given slots, then all that lies behind them, [1, K, D].
+
+        The tower, too, runs the given patches alone, against a K/V cache of its own.
+        """
         assert inputs.proprioception is not None
         rest = self._network.embed_rest(inputs.proprioception, inputs.prompt.tokens)
         return torch.cat((self._vision(inputs, slots, keep), rest), dim=1)
@@ -115,24 +114,26 @@ class SmallVla:
     def reset(self) -> None:
         """Nothing is kept between steps besides K/V."""
 
+    def share(self) -> 'SmallVla':
+        """Another one on the same weights, with a tower cache of its own."""
+        return SmallVla(self._checkpoint, dtype=self._dtype, device=self._device)
+
     def _vision(self, inputs: Inputs, slots: NDArray[np.int64], keep: bool) -> Tensor:
         start, stop = self._layout.vision
         cells = slots[(slots >= start) & (slots < stop)] - start
         stacked = torch.from_numpy(np.stack([inputs.frames[name] for name in self.cameras]))
         patches = self._network.patch_embedding.patchify(stacked[None].to(self._device))
         everything = len(cells) == self._layout.num_vision
-        if everything or not self._partial_tower:
-            rows = torch.arange(self._layout.num_vision, device=self._device)
-            attendance = resolve_attendance(self._tower_layout, device=self._device)
-            cache = self._tower_cache if self._partial_tower and keep else None
-            tokens = self._network.embed_vision(patches, rows, attendance, cache)
-            return tokens if everything else tokens[:, torch.from_numpy(cells).to(self._device)]
+        attendance = resolve_attendance(
+            self._tower_layout, None if everything else cells, self._device
+        )
         rows = torch.from_numpy(cells).to(self._device)
-        attendance = resolve_attendance(self._tower_layout, cells, self._device)
-        return self._network.embed_vision(patches[:, rows], rows, attendance, self._tower_cache)
+        cache = self._tower_cache if keep else None
+        chosen = patches if everything else patches[:, rows]
+        return self._network.embed_vision(chosen, rows, attendance, cache)
 
     def _resized(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        size = self.image_size_px
+        size = self._config.image_size_px
         if image.shape[:2] == (size, size):
             return image
         resized = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)

@@ -64,7 +64,7 @@ def compose(strips: Sequence[Strip], layout: TokenLayout, index: int) -> NDArray
                 (left + PANEL_PX, 8), strip.outcome, fill=DARK.ink, font=_font(19), anchor='ra'
             )
         for row, camera in enumerate(cameras):
-            picture = upscale(frame.observation.images[camera], PANEL_PX)
+            picture = upscale(frame.picture(camera), PANEL_PX)
             if strip.overlay and frame.chunk.report is not None:
                 picture = draw_overlay(
                     picture, *patch_grids(frame.chunk.report.plan, layout)[camera]
