@@ -260,8 +260,8 @@ def _random(
 def _summary(problems: tuple[str, ...], files: TensorFile, limit: int = 8) -> str:
     shown = '; '.join(problems[:limit]) + ('; ...' if len(problems) > limit else '')
     return (
-        f'{len(problems)} tensors in {files.paths[0].parent} do not fit the architecture: {shown}. '
-        'All of them: vla-cache inspect FOLDER.'
+        f'{len(problems)} tensors in {files.paths[0].parent} do not fit the architecture: '
+        f'{shown}. All of them: vla-cache inspect FOLDER.'
     )
 
 
