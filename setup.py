@@ -30,7 +30,7 @@ ROS = [
     'ros-trajectory-msgs',
 ]
 DATASET = ['av>=12', 'pyarrow>=16']
-VLA = ['timm>=1.0.20', 'tokenizers>=0.21', 'torchvision>=0.19']
+VLA = ['pillow>=10', 'timm>=1.0.20', 'tokenizers>=0.21', 'torchvision>=0.19']
 REPORT = ['av>=12', 'jinja2>=3.1', 'matplotlib>=3.8']
 TEST = ['hypothesis>=6.100', 'pytest>=8', 'transformers>=5']
 DEV = ['import-linter>=2.1', 'pyright>=1.1.400', 'ruff>=0.9']

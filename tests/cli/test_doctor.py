@@ -12,6 +12,7 @@ from vla_cache_ros.cli.doctor import (
     check_libero,
     check_rendering,
     check_ros,
+    check_vla,
     check_weights,
     demo_can_run,
     describe_weights,
@@ -161,3 +162,16 @@ def test_missing_weights_are_a_finding(tmp_path, monkeypatch):
     finding = check_weights()
     assert not finding.found
     assert 'vla-cache train' in finding.get_command
+
+
+def test_openvlas_packages_are_really_imported(monkeypatch):
+    finding = check_vla()
+    assert finding.found
+    assert 'timm' in finding.detail
+    assert finding.get_command == ''
+    monkeypatch.setattr(doctor, 'VLA_PROBE', 'import a_package_that_nobody_has')
+    finding = check_vla()
+    assert not finding.found
+    assert 'a_package_that_nobody_has' in finding.detail
+    assert finding.get_command.endswith('vla.txt')
+    assert demo_can_run((OK, finding))

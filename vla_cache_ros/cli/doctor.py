@@ -35,6 +35,16 @@ CPU_FEATURES = {
     'bf16': 'bf16 products in hardware',
 }
 
+VLA_PROBE = """
+import PIL
+import tokenizers
+from vla_cache_models.prismatic.timm_import import import_timm
+timm = import_timm()
+import torchvision
+print(f'timm {timm.__version__}, torchvision {torchvision.__version__}, '
+      f'tokenizers {tokenizers.__version__}')
+"""
+
 RENDER_PROBE = """
 import mujoco
 from OpenGL import GL
@@ -280,11 +290,24 @@ def check_dataset() -> Finding:
     )
 
 
+def check_vla() -> Finding:
+    """What the OpenVLA family needs besides PyTorch: timm is really imported."""
+    versions, failure = _run_probe(VLA_PROBE)
+    return Finding(
+        name='OpenVLA family',
+        found=not failure,
+        detail=failure or versions,
+        needed_by=('inspect',),
+        get_command=install_command('vla') if failure else '',
+    )
+
+
 CHECKS: tuple[Callable[[], Finding], ...] = (
     check_python,
     check_cpu,
     check_torch,
     check_gpu,
+    check_vla,
     check_ros,
     check_libero,
     check_rendering,

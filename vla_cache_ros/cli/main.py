@@ -99,6 +99,7 @@ OPTIONAL_PACKAGES = {
     'libero': 'libero',
     'matplotlib': 'demo',
     'mujoco': 'libero',
+    'PIL': 'vla',
     'pyarrow': 'train',
     'rclpy': 'ros',
     'robosuite': 'libero',
