@@ -70,8 +70,13 @@ def test_key_chooses_the_embodiment(key: str, name: str) -> None:
 
 def test_name_overrules_the_key() -> None:
     assert embodiment_for('bridge_orig', 'libero').name == 'libero'
-    with pytest.raises(UnknownNameError, match='valid: libero, bridge, google_robot, generic'):
+    with pytest.raises(UnknownNameError, match='valid: libero, bridge, google_robot, finetuned, generic'):
         embodiment_for('bridge_orig', 'panda')
+
+
+def test_unknown_robots_take_what_the_model_asks_for() -> None:
+    assert embodiment_for('my_robot', unknown='finetuned').images.crop_area == 0.9
+    assert embodiment_for('libero_goal', unknown='finetuned').name == 'libero'
 
 
 def test_names_are_the_keys_of_the_table() -> None:
@@ -79,7 +84,7 @@ def test_names_are_the_keys_of_the_table() -> None:
 
 
 def test_published_settings() -> None:
-    libero, bridge, google, _ = EMBODIMENTS.values()
+    libero, bridge, google = (EMBODIMENTS[name] for name in ('libero', 'bridge', 'google_robot'))
     assert libero.cameras == ('agentview', 'wrist')
     assert (libero.images.mirror, libero.images.jpeg_round_trip) == (True, True)
     assert libero.images.crop_area == 0.9
