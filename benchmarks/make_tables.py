@@ -185,6 +185,188 @@ def attention_rules(result: Result) -> list[str]:
     ]
 
 
+def flops(result: Result) -> list[str]:
+    """Published work of the decoders, what it implies, and whole steps at full size."""
+    rows = []
+    for row in result['published']:
+        behind, reused = row.get('implied_tokens_behind'), row.get('reused_share')
+        rows.append(
+            [
+                f'{row["model"]}, {row["arm"]}',
+                str(row['tokens']),
+                *(f'{row[key]:.3f}' for key in ('published_t', 'formula_t', 'counted_t')),
+                f'{row["implied_tokens"]:.1f}',
+                '' if behind is None else f'{behind:.1f}',
+                '' if reused is None else f'{reused:.0%} of {row["vision_tokens"]}',
+            ]
+        )
+    columns = [
+        'decoder, tera multiply-adds',
+        'tokens',
+        'published',
+        'formula',
+        'counted (ours)',
+        'tokens implied',
+        'in layers 2-31',
+        'vision tokens reused there',
+    ]
+    lines = [
+        '## Work of the OpenVLA family',
+        '',
+        *table(columns, rows),
+        '',
+        'Formula: 4 n d² + 2 n² d + 3 n d m per layer, a multiply-add counting one. The published '
+        'dense figures pin the token counts: means over instructions of different lengths, hence '
+        'the fractions. Tokens implied: the equal count over all layers that the formula charges '
+        'the published figure for; in layers 2-31: the same where layers 0 and 1 run everything, '
+        'as the published prune layers 2, 6, 9, 11 have it. Counted: our decoder at full size '
+        "under torch's FLOP counter, dense or with that many tokens from layer 2 on; rows that "
+        'run attend to all slots, while the formula charges them for one another alone.',
+        '',
+    ]
+    for model, step in result['steps'].items():
+        lines += _step_parts(model, step)
+    return [
+        *lines,
+        'Floor of a part: 2 multiply-adds over the peak, or weights and K/V over the bandwidth, '
+        'whichever is longer; bfloat16, by the data sheets, computed and not measured. The parts '
+        'run one after the other.',
+        '',
+    ]
+
+
+def _step_parts(model: str, step: Result) -> list[str]:
+    """Work and traffic of a step's parts, and the step's floor per device."""
+    parts = step['parts']
+    rows = [
+        [name, f'{part["dense_t"]:.3f}', f'{part["cached_t"]:.3f}', f'{part["bytes_gb"]:.2f}']
+        for name, part in parts.items()
+    ]
+    dense, cached, traffic = (
+        sum(part[key] for part in parts.values()) for key in ('dense_t', 'cached_t', 'bytes_gb')
+    )
+    rows.append(['**whole step**', f'{dense:.3f}', f'{cached:.3f}', f'{traffic:.2f}'])
+    floors = '; '.join(
+        f'{device} {arms["dense"]:.1f} -> {arms["cached"]:.1f} ms'
+        for device, arms in step['floor_ms'].items()
+    )
+    return [
+        *table(
+            [
+                f'{model}, tera multiply-adds',
+                'dense',
+                'at the published reuse',
+                'weights and K/V read, GB',
+            ],
+            rows,
+        ),
+        '',
+        f'Dense / cached {dense / cached:.2f} by work. Floor of the step: {floors}.',
+        '',
+    ]
+
+
+def action_agreement(result: Result) -> list[str]:
+    """Differences of cached from dense actions, along each sweep."""
+    rows = [
+        [f'`{sweep}` {value}', f'{point["reused"]:.0%}', *_agreement_cells(point)]
+        for sweep, points in result['curves'].items()
+        for value, point in points.items()
+    ]
+    rows.append(['dense, noisy sensor', '', *_agreement_cells(result['noise'])])
+    magnitude = result['dense_mean_magnitude']
+    image = result['image']
+    return [
+        f'## Agreement of cached with dense actions: {result["model"]}',
+        '',
+        f'![Differences against the share that is reused](images/{image})',
+        '',
+        *table(
+            [
+                'setting',
+                'reused',
+                'translation: mean',
+                'p95',
+                'max',
+                'rotation: mean',
+                'p95',
+                'max',
+                'gripper flips',
+            ],
+            rows,
+        ),
+        '',
+        f'{result["frames"]} policy steps, the first of each episode left out; '
+        f'{len(result["frames_from"])} recorded episodes ({"; ".join(result["frames_from"])}). '
+        'The sweeps start from `safe` without its other limits on the count; '
+        '`difference_threshold` decides alone, without the similarity; '
+        '`static_fraction_of_unchanged` reuses unchanged patches alone. The automatic off is '
+        'disabled. Absolute differences of the whole chunk in action units, p95: of the greatest '
+        'of each step. For comparison, dense actions have a mean magnitude of '
+        f'{magnitude["translation"]:.3f} (translation) and {magnitude["rotation"]:.3f} '
+        '(rotation), and the last row is the dense policy on the same frames with every pixel '
+        f'off by up to {result["noise_levels"]} of 255 levels.',
+        '',
+    ]
+
+
+def _agreement_cells(point: Result) -> list[str]:
+    cells = [
+        f'{point[part][statistic]:.4f}'
+        for part in ('translation', 'rotation')
+        for statistic in ('mean', 'p95_of_step_maximum', 'max')
+    ]
+    return [*cells, f'{point["gripper_flips"]:.1%}']
+
+
+def vla_latency(result: Result) -> list[str]:
+    """Stages of a step with random weights, with the floor where the device's peaks are known."""
+    dense, cached = result['stage_ms']['dense'], result['stage_ms']['cached']
+    steps, floor = result['step_ms'], result['floor_ms']
+    rows = [
+        [
+            stage,
+            *_times(dense.get(stage, 0.0), cached.get(stage, 0.0)),
+            *_floor_cells(floor, stage),
+        ]
+        for stage in dict.fromkeys((*dense, *cached))
+    ]
+    rows.append(
+        ['**policy step, p50**', *_times(steps['dense']['p50'], steps['cached']['p50']), '', '']
+    )
+    depth = result['tower_depth']
+    towers = 'whole towers' if depth is None else f'towers of {depth} blocks, the last unused'
+    work = result['tera_multiply_adds']
+    total = {arm: sum(stages.values()) for arm, stages in work.items()}
+    return [
+        f'## Time of a step of {result["model"]}, random weights, {result["device"]}',
+        '',
+        f'![Stages of a step](images/{result["image"]})',
+        '',
+        *table(
+            ['median, ms', 'dense', 'cached', 'dense / cached', 'floor, dense', 'floor, cached'],
+            rows,
+        ),
+        '',
+        f'Decoder of {result["layers"]} layers of {result["width"]}, {towers}, '
+        f'{result["tokens"]} tokens, {result["dtype"]}, {result["threads"]} threads; preset '
+        f'`{result["cache"]}` with every candidate reused from layer '
+        f'{result["prune_layers"][0]} on: {result["recompute_ratio"]:.0%} of the token-layers '
+        f'recomputed. {result["frames"]} steps ({result["frames_from"]}), both policies on every '
+        f'frame in alternating order. Dense / cached {result["ratio"]:.2f} '
+        f'[{result["ratio_low"]:.2f}, {result["ratio_high"]:.2f}] by medians; matrix products: '
+        f'{total["dense"]:.3f} -> {total["cached"]:.3f} tera multiply-adds.',
+        *([] if floor else ['No floor: the peaks of this device are not listed.']),
+        '',
+    ]
+
+
+def _floor_cells(floor: Result | None, stage: str) -> list[str]:
+    if floor is None or stage not in floor['dense']:
+        return ['', '']
+    return [f'{floor[arm][stage]:.2f}' for arm in ('dense', 'cached')]
+
+
 RENDERERS: dict[str, Callable[[Result], list[str]]] = {
     'paired_success': paired_success,
     'paired_success_paper': paired_success,
@@ -194,6 +376,16 @@ RENDERERS: dict[str, Callable[[Result], list[str]]] = {
     'patch_compare': nested('Patch comparison and decision'),
     'middleware': nested('Middleware'),
     'attention_rules': attention_rules,
+    'action_agreement': action_agreement,
+    'action_agreement_openvla': action_agreement,
+    'action_agreement_openvla_oft': action_agreement,
+    'action_agreement_cogact': action_agreement,
+    'flops': flops,
+    **{
+        f'vla_latency_{model}_{device}': vla_latency
+        for model in ('openvla', 'openvla_oft', 'cogact')
+        for device in ('cpu', 'gpu')
+    },
 }
 """Result file -> its section, in the document's order."""
 

@@ -12,6 +12,7 @@ from vla_cache_ros.cli.report.palette import (
     ARM_COLOURS,
     DARK,
     LIGHT,
+    SERIES_COLOURS,
     STAGE_COLOURS,
     STATUS_COLOURS,
     STATUS_LABELS,
@@ -173,6 +174,68 @@ def draw_steps(path: Path, step_ms: Mapping[str, Sequence[float]]) -> None:
                 fontsize=8,
                 labelcolor=theme.ink,
             )
+
+
+def draw_agreement(
+    path: Path,
+    curves: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    noise: Mapping[str, Any],
+) -> None:
+    """Draw how far cached actions are from dense ones against the share that is reused.
+
+    Args:
+        path: Of the light version.
+        curves: Sweep -> value -> 'reused' and, for translation and rotation, the 'mean' and the
+            'p95_of_step_maximum' of the absolute difference. 'preset' is drawn as points.
+        noise: The same figures for the dense policy under sensor noise: a yardstick.
+    """
+    statistics = {'mean': 'mean', 'p95_of_step_maximum': "a step's greatest, p95"}
+    for theme in (LIGHT, DARK):
+        with _figure(themed_path(path, theme), theme, (7.2, 5.0), 2, heights=(1, 1)) as (_, axes):
+            for axis, (statistic, label) in zip(axes, statistics.items(), strict=True):
+                for part, style in (('translation', '-'), ('rotation', '--')):
+                    axis.axhline(
+                        noise[part][statistic],
+                        color=theme.muted,
+                        linestyle=style,
+                        linewidth=0.8,
+                        label=f'dense, noisy sensor, {part}',
+                    )
+                    _plot_curves(axis, curves, part, statistic)
+                axis.set_yscale('log')
+                axis.set_xlim(left=0)
+                axis.set_ylabel(f'|cached - dense|,\n{label}')
+            axes[-1].set_xlabel('token-layers reused, %')
+            axes[0].legend(
+                ncols=2,
+                loc='lower left',
+                bbox_to_anchor=(0, 1.0),
+                frameon=False,
+                fontsize=8,
+                labelcolor=theme.ink,
+            )
+
+
+def _plot_curves(
+    axis: Any,
+    curves: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    part: str,
+    statistic: str,
+) -> None:
+    """Draw one statistic of translation or rotation: a line per sweep, points for presets."""
+    style, marker = {'translation': ('-', 'D'), 'rotation': ('--', '^')}[part]
+    for (sweep, points), colour in zip(curves.items(), SERIES_COLOURS, strict=False):
+        ordered = sorted(points.values(), key=lambda point: point['reused'])
+        axis.plot(
+            [100 * point['reused'] for point in ordered],
+            [point[part][statistic] for point in ordered],
+            linestyle='' if sweep == 'preset' else style,
+            marker=marker if sweep == 'preset' else 'o',
+            markersize=6 if sweep == 'preset' else 3,
+            linewidth=1.3,
+            color=colour,
+            label=f'{sweep.replace("_", " ")}, {part}',
+        )
 
 
 def _group_name(start: int, stop: int) -> str:

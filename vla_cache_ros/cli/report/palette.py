@@ -22,6 +22,9 @@ STATUS_LABELS: dict[PatchStatus, str] = {
 
 ARM_COLOURS = {'dense': '#e69f00', 'cached': '#0072b2'}
 
+SERIES_COLOURS = ('#009e73', '#0072b2', '#d55e00', '#cc79a7', '#e69f00')
+"""Of series without a meaning of their own."""
+
 STAGE_COLOURS: dict[str, str] = {
     'preprocess': '#56b4e9',
     'diff': '#d55e00',
