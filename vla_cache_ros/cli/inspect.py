@@ -61,9 +61,7 @@ def _print_tables(report: 'CheckpointReport') -> None:
     console.print(summary)
 
     if report.tokens:
-        tokens = Table(
-            'tokens', 'from', 'to', 'number', title='Token layout'
-        )
+        tokens = Table('tokens', 'from', 'to', 'number', title='Token layout')
         for span in report.tokens:
             size = span.stop - span.start
             tokens.add_row(span.name, str(span.start), str(span.stop - 1), str(size))

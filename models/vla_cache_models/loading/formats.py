@@ -230,24 +230,23 @@ def _cogact_config(folder: Path, raw: Mapping[str, Any], files: TensorFile) -> P
     vocabulary_size, width = _matrix(shapes, 'embed_tokens.weight', files)
     kv_width, _ = _matrix(shapes, 'layers.0.self_attn.k_proj.weight', files)
     mlp_width, _ = _matrix(shapes, 'layers.0.mlp.gate_proj.weight', files)
-    matches = (re.match(r'layers\.(\d+)\.', name) for name in shapes)
-    try:
-        return PrismaticConfig(
-            towers=BASE_VLMS[base],
-            decoder=DecoderConfig(
-                width=width,
-                layers=1 + max(int(match[1]) for match in matches if match),
-                heads=width // LLAMA_HEAD_WIDTH,
-                kv_heads=kv_width // LLAMA_HEAD_WIDTH,
-                mlp_width=mlp_width,
-            ),
-            vocabulary_size=vocabulary_size,
-        )
-    except (ConfigError, ZeroDivisionError) as error:
+    if width % LLAMA_HEAD_WIDTH or kv_width % LLAMA_HEAD_WIDTH or width % kv_width:
         raise CheckpointError(
             f'{files.paths[0]}: a decoder of width {width} with keys of width {kv_width} is no '
             f'Llama-2, whose heads are {LLAMA_HEAD_WIDTH} wide.'
-        ) from error
+        )
+    matches = (re.match(r'layers\.(\d+)\.', name) for name in shapes)
+    return PrismaticConfig(
+        towers=BASE_VLMS[base],
+        decoder=DecoderConfig(
+            width=width,
+            layers=1 + max(int(match[1]) for match in matches if match),
+            heads=width // LLAMA_HEAD_WIDTH,
+            kv_heads=kv_width // LLAMA_HEAD_WIDTH,
+            mlp_width=mlp_width,
+        ),
+        vocabulary_size=vocabulary_size,
+    )
 
 
 def _open_oft(folder: Path) -> TensorFile:
