@@ -196,7 +196,16 @@ def hugging_face_config(folder: Path, raw: Mapping[str, Any]) -> PrismaticConfig
             raise CheckpointError(
                 f'{path}: text_config.{key} is {text[key]!r}; valid: {valid!r}, as in Llama-2.'
             )
+    # Newer versions of transformers write RoPE's settings as an object of their own.
+    rope = text.get('rope_parameters') or {}
+    if rope.get('rope_type', 'default') != 'default':
+        raise CheckpointError(
+            f'{path}: text_config.rope_parameters is {rope}; valid: rope_type "default", as in '
+            'Llama-2.'
+        )
     try:
+        if text.get('head_dim') not in (None, text['hidden_size'] // text['num_attention_heads']):
+            raise ConfigError(f'head_dim {text["head_dim"]} is not hidden_size over heads.')
         return PrismaticConfig(
             towers=tuple(
                 TowerConfig(timm_id, size, activation=activation)
@@ -208,7 +217,7 @@ def hugging_face_config(folder: Path, raw: Mapping[str, Any]) -> PrismaticConfig
                 heads=text['num_attention_heads'],
                 kv_heads=text.get('num_key_value_heads') or text['num_attention_heads'],
                 mlp_width=text['intermediate_size'],
-                rope_theta=text['rope_theta'],
+                rope_theta=rope.get('rope_theta', text['rope_theta']),
                 norm_eps=text['rms_norm_eps'],
             ),
             vocabulary_size=text['vocab_size'],

@@ -22,6 +22,7 @@ from vla_cache_ros.core.errors import CheckpointError
 LFS_POINTER = b'version https://git-lfs.github.com/spec/'
 ZIP_START = b'PK\x03\x04'
 PICKLE_START = b'\x80'
+NO_MEMORY = 'Cannot allocate memory'  # strerror(ENOMEM), as torch quotes it
 HEADER_LIMIT_BYTES = 100_000_000  # of the safetensors format
 
 # Type names in a safetensors header -> torch's.
@@ -42,7 +43,8 @@ SAFETENSORS_DTYPES = {
     'U8': torch.uint8,
     'BOOL': torch.bool,
 }
-FINGERPRINT_BYTES = 1 << 20
+FINGERPRINT_SAMPLES = 64  # of each file
+FINGERPRINT_SAMPLE_BYTES = 1 << 16
 LOADABLE = (torch.float32, torch.float16, torch.bfloat16)
 
 # Names that only quantised checkpoints have: bitsandbytes, GPTQ and AWQ.
@@ -282,6 +284,25 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def fingerprint(paths: Iterable[Path]) -> str:
+    """Name weights without reading them all: a hash of names, sizes and samples of each file.
+
+    The samples lie evenly over a file, begin and end included: fine-tuning often leaves the first
+    and last tensors as they are (embeddings, norms) and changes what lies between. A 15 GB
+    checkpoint is named within milliseconds.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        size = path.stat().st_size
+        digest.update(f'{path.name} {size} '.encode())
+        last = max(0, size - FINGERPRINT_SAMPLE_BYTES)
+        with path.open('rb') as file:
+            for index in range(FINGERPRINT_SAMPLES):
+                file.seek(index * last // (FINGERPRINT_SAMPLES - 1))
+                digest.update(file.read(FINGERPRINT_SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
 def _safetensors_header(path: Path) -> dict[str, dict[str, Any]]:
     size = _file_size(path)
     _refuse_lfs_pointer(path)
@@ -358,6 +379,12 @@ def _load_mapped(path: Path) -> dict[str, Any]:
     except CheckpointError:
         raise
     except Exception as error:  # torch raises whatever its reader meets in a damaged archive
+        if NO_MEMORY in str(error):
+            raise CheckpointError(
+                f'{path} ({size / 1e9:.1f} GB) cannot be mapped: this kernel promises no more '
+                'than memory and swap hold. Allow it with: sysctl vm.overcommit_memory=1 (only '
+                'the tensors in use take memory), or add swap.'
+            ) from error
         raise CheckpointError(
             f'{path} is damaged ({str(error).splitlines()[0]}); copy it again.'
         ) from error
@@ -410,20 +437,3 @@ def _listed(names: Iterable[str], limit: int = 8) -> str:
     names = list(names)
     more = f' and {len(names) - limit} more' if len(names) > limit else ''
     return ', '.join(names[:limit]) + more
-
-
-def fingerprint(paths: Iterable[Path]) -> str:
-    """Name weights without reading them all: a hash of each file's name, size, begin and end.
-
-    Another training run changes the values at both ends of a file; a 15 GB checkpoint is named
-    within milliseconds.
-    """
-    digest = hashlib.sha256()
-    for path in sorted(paths):
-        size = path.stat().st_size
-        digest.update(f'{path.name} {size} '.encode())
-        with path.open('rb') as file:
-            digest.update(file.read(FINGERPRINT_BYTES))
-            file.seek(max(0, size - FINGERPRINT_BYTES))
-            digest.update(file.read(FINGERPRINT_BYTES))
-    return digest.hexdigest()

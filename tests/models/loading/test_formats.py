@@ -77,6 +77,12 @@ def test_what_llamas_config_leaves_out_is_llama_2_7b(tmp_path):
     assert hugging_face_config(tmp_path, raw) == PrismaticConfig(decoder=decoder)
 
 
+def test_rope_as_newer_transformers_write_it(copy_of):
+    folder = copy_of('openvla')
+    change_text_config(folder, rope_parameters={'rope_type': 'default', 'rope_theta': 5e5})
+    assert open_checkpoint(folder).config.decoder.rope_theta == 5e5
+
+
 def test_cogacts_shape_comes_from_its_tensors(tiny):
     opened = open_checkpoint(tiny['cogact'])
     assert opened.config.decoder == DecoderConfig(256, 4, 2, 2, 320)
@@ -192,6 +198,7 @@ def test_a_vocabulary_that_shifts_every_action_is_refused(copy_of):
         ('model_type', 'mistral'),
         ('hidden_act', 'gelu'),
         ('rope_scaling', {'type': 'linear'}),
+        ('rope_parameters', {'rope_type': 'yarn'}),
         ('tie_word_embeddings', True),
     ],
 )
@@ -212,6 +219,7 @@ def test_what_our_decoder_does_not_do_is_refused(key, value, copy_of):
         ({'quantization_config': {'load_in_4bit': True}}, 'quantised'),
         ({'text_config': {'num_attention_heads': 3, 'hidden_size': 64}}, 'heads 3'),
         ({'text_config': {'hidden_size': '64'}}, 'does not describe'),
+        ({'text_config': {'head_dim': 64}}, 'head_dim 64'),
     ],
 )
 def test_a_config_that_contradicts_itself_is_named(changes, message, copy_of):

@@ -137,6 +137,22 @@ def test_weights_get_the_type_that_is_asked_for(dtype):
     assert loaded.out.weight.dtype == torch.float32
 
 
+@pytest.mark.gpu
+def test_on_a_gpu_besides_the_weights_one_tensor_takes_memory():
+    wide = {'q.weight': (512, 512), 'k.weight': (512, 512), 'v.weight': (512, 512)}
+    files = Files({name: torch.randn(shape) for name, shape in wide.items()})
+    with torch.device('meta'):
+        network = nn.ModuleDict({'qkv': nn.Linear(512, 3 * 512, bias=False)})
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    load_weights(network, files, TABLE, 'cuda', torch.bfloat16)
+    one = 2 * 512 * 512
+    assert torch.cuda.max_memory_allocated() - before <= (3 + 1) * one
+    weight = network['qkv'].weight
+    assert weight.device.type == 'cuda'
+    assert torch.equal(weight.cpu(), torch.cat(list(files.tensors.values())).bfloat16())
+
+
 def test_all_problems_are_told_at_once_and_nothing_is_read():
     files = Files(
         tensors(

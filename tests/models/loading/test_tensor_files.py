@@ -12,6 +12,7 @@ from vla_cache_models.loading.tensor_files import (
     JoinedFiles,
     SafetensorsFile,
     TorchFile,
+    fingerprint,
     open_safetensors,
     read_json,
     refuse_quantised,
@@ -228,6 +229,15 @@ def test_a_file_of_another_kind_is_named(tmp_path):
         TorchFile(tmp_path / 'x.pt')
 
 
+def test_a_file_too_large_to_be_mapped_is_not_called_damaged(torch_path, monkeypatch):
+    def load(*_, **__):
+        raise RuntimeError('unable to mmap 9 bytes from file <x>: Cannot allocate memory (12)')
+
+    monkeypatch.setattr(torch, 'load', load)
+    with pytest.raises(CheckpointError, match='cannot be mapped.*overcommit_memory'):
+        TorchFile(torch_path, key='model')
+
+
 def test_a_missing_key_lists_what_is_there(torch_path):
     with pytest.raises(CheckpointError, match="'weights'.*model, step"):
         TorchFile(torch_path, key='weights')
@@ -267,3 +277,24 @@ def test_json_that_is_no_object_is_named(content, tmp_path):
     (tmp_path / 'config.json').write_bytes(content.encode('latin-1'))
     with pytest.raises(CheckpointError, match=r'config\.json'):
         read_json(tmp_path / 'config.json')
+
+
+def test_a_fingerprint_follows_content_and_name(tmp_path):
+    path = tmp_path / 'model.safetensors'
+    save_file({'w': torch.zeros(100_000)}, path)
+    first = fingerprint([path])
+    assert fingerprint([path]) == first
+    for place in (10, 200_000, 399_990):
+        content = bytearray(path.read_bytes())
+        content[place : place + 20_000] = bytes(x ^ 1 for x in content[place : place + 20_000])
+        changed = tmp_path / 'changed' / 'model.safetensors'
+        changed.parent.mkdir(exist_ok=True)
+        changed.write_bytes(content)
+        assert fingerprint([changed]) != first
+    other = path.rename(tmp_path / 'other.safetensors')
+    assert fingerprint([other]) != first
+
+
+def test_an_empty_file_has_a_fingerprint(tmp_path):
+    (tmp_path / 'x.pt').touch()
+    assert fingerprint([tmp_path / 'x.pt'])
