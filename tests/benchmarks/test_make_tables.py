@@ -35,6 +35,25 @@ def test_tables_hold_every_figure_of_a_nested_result(make_tables):
     assert 'benchmarks/patch_compare.py --json' in text
 
 
+@pytest.mark.parametrize('known', [True, False])
+def test_floors_stand_beside_the_times_where_the_device_is_known(make_tables, known):
+    times = {'dense': {'vision': 4.0, 'decoder': 9.0}, 'cached': {'vision': 4.0, 'decoder': 6.0}}
+    floor = {'dense': {'decoder': 3.5}, 'cached': {'decoder': 2.25}}
+    steps = {arm: {'p50': sum(stages.values())} for arm, stages in times.items()}
+    result = {
+        **{'model': 'openvla', 'device': 'a card', 'image': 'x.png', 'layers': 4, 'width': 64},
+        **{'tower_depth': None, 'tokens': 9, 'dtype': 'bfloat16', 'threads': 1, 'cache': 'safe'},
+        **{'prune_layers': [1], 'recompute_ratio': 0.5, 'frames': 3, 'frames_from': 'a test'},
+        **{'ratio': 1.3, 'ratio_low': 1.2, 'ratio_high': 1.4, 'stage_ms': times, 'step_ms': steps},
+        'tera_multiply_adds': {'dense': {'decoder': 2.0}, 'cached': {'decoder': 1.0}},
+        'floor_ms': floor if known else None,
+    }
+    text = '\n'.join(make_tables.vla_latency(result))
+    assert ('| decoder | 9.00 | 6.00 | 1.50 | 3.50 | 2.25 |' in text) == known
+    assert ('the peaks of this device are not listed' in text) == (not known)
+    assert '| vision | 4.00 | 4.00 | 1.00 |  |  |' in text
+
+
 def test_a_result_without_a_renderer_is_an_error(make_tables, tmp_path, monkeypatch):
     (tmp_path / 'surprise.json').write_text(json.dumps({}))
     monkeypatch.setattr(make_tables, 'RESULTS', tmp_path)
