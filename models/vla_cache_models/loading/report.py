@@ -4,10 +4,10 @@ The network is built on the meta device, so a report of seven billion parameters
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -25,7 +25,8 @@ from vla_cache_models.loading.tensor_files import TensorFile, open_safetensors, 
 from vla_cache_ros.core.errors import CheckpointError
 from vla_cache_ros.core.layout import TokenLayout
 
-PREPROCESSOR_NAME = 'preprocessor_config.json'
+Found = TypeVar('Found')
+
 EXAMPLE_INSTRUCTION = 'pick up the milk and place it in the basket'
 OWN_NAMES = NameTable('small', (Rename('{rest}', '{rest}'),))
 
@@ -151,28 +152,20 @@ def _inspect_small(folder: Path) -> CheckpointReport:
 
 def _inspect_prismatic(folder: Path) -> CheckpointReport:
     from vla_cache_models.prismatic import openvla
-    from vla_cache_models.prismatic.build import empty_network
+    from vla_cache_models.prismatic.build import FULL_DIT, empty_network, image_transform
     from vla_cache_models.prismatic.norm_stats import read_norm_stats
-    from vla_cache_models.prismatic.preprocessing import ImageTransform
 
     opened = open_checkpoint(folder)
     problems: list[str] = []
-    network = (
-        empty_network(opened.format, opened.config)
-        if opened.dit is None
-        else empty_network(opened.format, opened.config, opened.dit)
-    )
+    network = empty_network(opened.format, opened.config, opened.dit or FULL_DIT)
     layout = _prismatic_layout(opened, network.vision.grid, problems)
-    unnorm_keys: tuple[str, ...] = ()
-    try:
-        unnorm_keys = tuple(read_norm_stats(opened.raw_config, folder))
-    except CheckpointError as error:
-        problems.append(str(error))
-    if opened.format != 'cogact':
-        try:
-            ImageTransform.from_preprocessor_config(read_json(folder / PREPROCESSOR_NAME))
-        except CheckpointError as error:
-            problems.append(str(error))
+    _attempt(problems, lambda: image_transform(opened))
+    stats = _attempt(problems, lambda: read_norm_stats(opened.raw_config, folder)) or {}
+    if opened.format == 'openvla_oft' and not any(one.proprioception for one in stats.values()):
+        problems.append(
+            "no statistics of proprioception ('proprio') in dataset_statistics.json, which "
+            'OpenVLA-OFT takes; copy the file that was written beside the fine-tuned weights.'
+        )
     config = opened.config
     grid, width = network.vision.grid, network.vision.width
     return _report(
@@ -191,7 +184,7 @@ def _inspect_prismatic(folder: Path) -> CheckpointReport:
         },
         layout=layout,
         generated=openvla.ACTION_SIZE if opened.format == 'openvla' else 0,
-        unnorm_keys=unnorm_keys,
+        unnorm_keys=tuple(stats),
         problems=tuple(problems),
     )
 
@@ -236,11 +229,7 @@ def _prismatic_layout(opened: PrismaticCheckpoint, grid: int, problems: list[str
     from vla_cache_models.prismatic.build import model_kind
     from vla_cache_models.prismatic.prompt import LlamaPrompt, StandInTokenizer, TokenizerFile
 
-    try:
-        encode = TokenizerFile(opened.folder)
-    except CheckpointError as error:
-        problems.append(str(error))
-        encode = StandInTokenizer()
+    encode = _attempt(problems, lambda: TokenizerFile(opened.folder)) or StandInTokenizer()
     length = len(LlamaPrompt(encode, model_kind(opened.format).suffix)(EXAMPLE_INSTRUCTION))
     if opened.format == 'openvla_oft':
         slots = openvla_oft.CHUNK_SIZE * openvla_oft.ACTION_SIZE
@@ -248,6 +237,15 @@ def _prismatic_layout(opened: PrismaticCheckpoint, grid: int, problems: list[str
     if opened.format == 'cogact':
         return layouts.cogact_layout(('primary',), grid, length)
     return layouts.openvla_layout(('primary',), grid, length)
+
+
+def _attempt(problems: list[str], call: Callable[[], Found]) -> Found | None:
+    """Call; what goes wrong with the checkpoint joins the problems."""
+    try:
+        return call()
+    except CheckpointError as error:
+        problems.append(str(error))
+        return None
 
 
 def _spans(layout: TokenLayout, generated: int) -> Iterable[TokenSpan]:

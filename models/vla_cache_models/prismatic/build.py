@@ -127,7 +127,7 @@ def load_vla(
     stats = choose_norm_stats(read_norm_stats(checkpoint.raw_config, folder), unnorm_key)
     interface = Interface(
         prompt=LlamaPrompt(TokenizerFile(folder), kind.suffix),
-        transform=_image_transform(checkpoint),
+        transform=image_transform(checkpoint),
         norm_stats=stats,
         embodiment=embodiment_for(stats.key, embodiment, kind.unknown_robot),
         weights_sha256=fingerprint(checkpoint.files.paths),
@@ -198,7 +198,12 @@ def random_vla(
     return kind.vla(network, interface)
 
 
-def _image_transform(checkpoint: PrismaticCheckpoint) -> ImageTransform:
+def image_transform(checkpoint: PrismaticCheckpoint) -> ImageTransform:
+    """How a checkpoint's images are prepared.
+
+    Raises:
+        CheckpointError: The folder does not say it, or contradicts itself.
+    """
     size = checkpoint.config.towers[0].image_size_px
     path = checkpoint.folder / PREPROCESSOR_NAME
     if path.is_file():

@@ -122,6 +122,17 @@ def test_a_missing_file_is_a_problem(name, file, copy_of):
     assert any(file in problem for problem in report.problems)
 
 
+def test_oft_without_statistics_of_proprioception_is_a_problem(copy_of):
+    folder = copy_of('openvla_oft')
+    path = folder / 'dataset_statistics.json'
+    statistics = json.loads(path.read_text())
+    for entry in statistics.values():
+        del entry['proprio']
+    path.write_text(json.dumps(statistics))
+    (problem,) = inspect_checkpoint(folder).problems
+    assert 'proprio' in problem
+
+
 def test_a_truncated_file_is_a_problem_and_the_files_are_listed(copy_of):
     folder = copy_of('openvla')
     shard = folder / 'model-00002-of-00002.safetensors'
