@@ -114,6 +114,9 @@ def plan_load(model: nn.Module, files: TensorFile, table: NameTable) -> LoadPlan
             misshaped += found_problems
         else:
             copies += _stack(ours, present, files)
+    # Disks read forward faster than back and forth.
+    order = {name: index for index, name in enumerate(files.names())}
+    copies.sort(key=lambda copy: order[copy.theirs])
     return LoadPlan(tuple(copies), tuple(missing), tuple(unexpected), tuple(misshaped), unused)
 
 
