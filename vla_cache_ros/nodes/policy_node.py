@@ -163,8 +163,8 @@ class PolicyNode(LifecycleNode):
         ]
         self._reset_service = self.create_service(Trigger, '~/reset', self._on_reset)
         self.get_logger().info(
-            f'{parameters.policy} on {parameters.device}, cache {parameters.cache_preset}, '
-            f'cameras {", ".join(self._policy.camera_names)}'
+            f'{parameters.checkpoint or "own weights"} on {parameters.device}, '
+            f'cache {parameters.cache_preset}, cameras {", ".join(self._policy.camera_names)}'
         )
         return super().on_configure(state)
 

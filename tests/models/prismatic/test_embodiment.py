@@ -70,7 +70,9 @@ def test_key_chooses_the_embodiment(key: str, name: str) -> None:
 
 def test_name_overrules_the_key() -> None:
     assert embodiment_for('bridge_orig', 'libero').name == 'libero'
-    with pytest.raises(UnknownNameError, match='valid: libero, bridge, google_robot, finetuned, generic'):
+    with pytest.raises(
+        UnknownNameError, match='valid: libero, bridge, google_robot, finetuned, generic'
+    ):
         embodiment_for('bridge_orig', 'panda')
 
 
