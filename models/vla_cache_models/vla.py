@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,7 +58,8 @@ class Vla(Protocol):
         execute_steps: Actions of a chunk to execute before the next refresh.
         weights_sha256: Names the weights in reports.
         decoder: The decoder.
-        max_tokens: Slots that the K/V cache must have, generated tokens included.
+        max_tokens: Slots that the K/V cache must have: the longest sequence, generated tokens
+            included, and one dummy slot behind it, which engines pad with.
         generates: Whether `decode_actions` goes on decoding against the K/V cache, so that dense
             steps fill it, too.
     """
@@ -131,8 +132,17 @@ class Vla(Protocol):
         """Forget what is kept between the steps of an episode besides K/V."""
         ...
 
-    def share(self) -> 'Vla':
-        """Another one on the same weights, with a state of its own."""
+    @property
+    def network(self) -> Any:
+        """The network: weights, and the modules that the hot loop calls."""
+        ...
+
+    def share(self, network: Any = None) -> 'Vla':
+        """Another one on the same weights, with a state of its own.
+
+        Args:
+            network: Takes the network's place, e.g. one whose modules run as engines.
+        """
         ...
 
 

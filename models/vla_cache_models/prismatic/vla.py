@@ -1,6 +1,7 @@
 """What the three models have in common behind `VlaPolicy`."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,7 +71,7 @@ class PrismaticVla:
         self.weights_sha256 = interface.weights_sha256
         self._layout = self._layout_of(SHORTEST_PROMPT)
         self.max_tokens = (
-            self._layout_of(interface.prompt.max_tokens).num_tokens + self.num_generated
+            self._layout_of(interface.prompt.max_tokens).num_tokens + self.num_generated + 1
         )
 
     @property
@@ -153,10 +154,18 @@ class PrismaticVla:
         """Forget the gripper's state."""
         self._interface.embodiment.reset()
 
-    def share(self) -> 'PrismaticVla':
+    @property
+    def network(self) -> Any:
+        """The network."""
+        return self._network
+
+    def share(self, network: Any = None) -> 'PrismaticVla':
         """Another one on the same weights, with a gripper state of its own."""
         embodiment = self._interface.embodiment.fresh()
-        return type(self)(self._network, replace(self._interface, embodiment=embodiment))
+        return type(self)(
+            self._network if network is None else network,
+            replace(self._interface, embodiment=embodiment),
+        )
 
     def _layout_of(self, prompt_length: int) -> TokenLayout:
         raise NotImplementedError

@@ -1,6 +1,7 @@
 """The small VLA behind `VlaPolicy`, with a vision tower that runs changed patches alone."""
 
 from dataclasses import replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -31,6 +32,7 @@ class SmallVla:
         *,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = 'cpu',
+        network: Any = None,
     ) -> None:
         """Place the network and allocate the tower's K/V cache.
 
@@ -38,8 +40,9 @@ class SmallVla:
             checkpoint: Network, tokenizer and scales.
             dtype: The network's weights and activations.
             device: Where it runs.
+            network: Takes the checkpoint's network's place; already on its device.
         """
-        self._network = checkpoint.model.to(device, dtype)
+        self._network = checkpoint.model.to(device, dtype) if network is None else network
         self._config = config = self._network.config
         self._tokenizer = checkpoint.tokenizer
         self._scale = checkpoint.proprioception_scale
@@ -54,12 +57,12 @@ class SmallVla:
         self.execute_steps = checkpoint.execute_steps
         self.weights_sha256 = checkpoint.weights_sha256
         self._layout = config.layout(config.text_tokens)
-        self.max_tokens = self._layout.num_tokens
+        self.max_tokens = self._layout.num_tokens + 1
         self._tower_layout = tower_layout(self._layout)
         self._tower_cache = KVCache(
             config.tower.layers,
             config.tower.kv_heads,
-            self._layout.num_vision,
+            self._layout.num_vision + 1,
             config.tower.head_dim,
             dtype=dtype,
             device=device,
@@ -114,9 +117,19 @@ class SmallVla:
     def reset(self) -> None:
         """Nothing is kept between steps besides K/V."""
 
-    def share(self) -> 'SmallVla':
+    @property
+    def network(self) -> Any:
+        """The network."""
+        return self._network
+
+    def share(self, network: Any = None) -> 'SmallVla':
         """Another one on the same weights, with a tower cache of its own."""
-        return SmallVla(self._checkpoint, dtype=self._dtype, device=self._device)
+        return SmallVla(
+            self._checkpoint,
+            dtype=self._dtype,
+            device=self._device,
+            network=self._network if network is None else network,
+        )
 
     def _vision(self, inputs: Inputs, slots: NDArray[np.int64], keep: bool) -> Tensor:
         start, stop = self._layout.vision
