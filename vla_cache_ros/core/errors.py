@@ -23,6 +23,10 @@ class CheckpointError(VlaCacheError):
     """A checkpoint is missing, truncated, or does not fit the architecture."""
 
 
+class EngineError(VlaCacheError):
+    """An engine is missing, damaged, or was built for something else than what is to run."""
+
+
 class DatasetError(VlaCacheError):
     """A demonstration dataset is missing, truncated, or not in the expected layout."""
 
