@@ -41,6 +41,7 @@ TORCH_INDEX_HASH := $(shell echo '$(TORCH_INDEX_URL)' | sha256sum | cut -c1-16)
 TORCH_STAMP := $(STAMPS)/torch-$(TORCH_VERSION)-$(TORCH_INDEX_HASH)
 BASE_STAMP := $(STAMPS)/base-$(call hash,requirements/base.txt requirements/constraints.txt)
 VLA_STAMP := $(STAMPS)/vla-$(call hash,requirements/vla.txt requirements/constraints.txt)-$(TORCH_INDEX_HASH)
+ENGINES_STAMP := $(STAMPS)/engines-$(call hash,requirements/engines.txt requirements/constraints.txt)
 ROS_STAMP := $(STAMPS)/ros-$(call hash,requirements/ros.txt requirements/constraints.txt)
 LIBERO_STAMP := $(STAMPS)/libero-$(call hash,requirements/libero.txt requirements/constraints.txt)
 DEMO_STAMP := $(STAMPS)/demo-$(call hash,requirements/demo.txt requirements/constraints.txt)
@@ -49,9 +50,9 @@ PACKAGE_STAMP := $(STAMPS)/package-$(call hash,setup.py vla_cache_ros/__init__.p
 
 # A sourced ROS 2 distribution brings its own rclpy: then the wheels stay out.
 ifdef ROS_DISTRO
-LAYERS := $(TORCH_STAMP) $(BASE_STAMP) $(VLA_STAMP) $(LIBERO_STAMP) $(DEMO_STAMP)
+LAYERS := $(TORCH_STAMP) $(BASE_STAMP) $(VLA_STAMP) $(ENGINES_STAMP) $(LIBERO_STAMP) $(DEMO_STAMP)
 else
-LAYERS := $(TORCH_STAMP) $(BASE_STAMP) $(VLA_STAMP) $(ROS_STAMP) $(LIBERO_STAMP) $(DEMO_STAMP)
+LAYERS := $(TORCH_STAMP) $(BASE_STAMP) $(VLA_STAMP) $(ENGINES_STAMP) $(ROS_STAMP) $(LIBERO_STAMP) $(DEMO_STAMP)
 endif
 
 .PHONY: help
@@ -116,6 +117,11 @@ $(BASE_STAMP): | $(TORCH_STAMP)
 $(VLA_STAMP): | $(BASE_STAMP)
 	@echo "Set-up: the OpenVLA family's towers and tokenizer"
 	@$(PIP) -r requirements/vla.txt $(TORCH_INDEX)
+	@touch $@
+
+$(ENGINES_STAMP): | $(BASE_STAMP)
+	@echo 'Set-up: engines'
+	@$(PIP) -r requirements/engines.txt
 	@touch $@
 
 $(ROS_STAMP): | $(BASE_STAMP)

