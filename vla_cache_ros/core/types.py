@@ -76,7 +76,7 @@ class StepReport:
         step: Policy steps since the last reset, from 0.
         mode: 'dense' (cache off), 'keyframe' (all tokens recomputed, K/V stored) or 'cached'.
         stage_ms: Stage name -> milliseconds, in the order of execution. Names: preprocess, diff,
-            selection, vision, decoder, head.
+            selection, vision, decoder, head (OpenVLA: its generated tokens; CogACT: its sampling).
         plan: The reuse plan that was executed.
         flush_reason: Why the cache was flushed before this step; empty when it was not.
         keyframe_reason: Why everything was recomputed although a cache existed; empty otherwise.
