@@ -1,21 +1,25 @@
 """The engine backends that this project knows, and what each of them lacks on this machine.
 
-In this version only `torch` executes the policy. The others are looked for, so that a user sees
-what the machine could run, but none of them is called before its graph export exists.
+Each backend is a module of this package with
+
+    compile_graph(graph, onnx, folder, precision, buckets, on_progress)   writes its artifact
+    load_engine(graph, onnx, folder, precision, buckets, device)          an `Engine` from it
 
 Nothing heavy is imported at the top: a probe finds the module's spec first and imports only what
-is there.
+is there, and `backend_module` imports the one backend that is asked for.
 """
 
 import importlib
 import importlib.metadata
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import ModuleType
 
-from vla_cache_ros.core.errors import UnknownNameError
+from vla_cache_ros.core.errors import EngineError, UnknownNameError
 
-NOT_EXECUTED = 'not wired to the policy in this version'
+SAME = {'fp32': 'float32', 'bf16': 'bfloat16', 'fp16': 'float16'}
+"""Precision -> number format of the graphs, where a backend computes in what it is given."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,13 @@ class Backend:
         module: The Python module that it needs.
         distributions: Distributions that may provide the module, likeliest first.
         get_command: The command that installs it.
-        executes_policy: Whether this version runs the policy on it.
+        runner: The module of this package that runs it.
+        precisions: What it can compute in -> number format of the graphs it is given: K/V and the
+            graphs' borders have that format.
+        devices: Kinds of torch devices that it runs on.
+        needs_onnx: Whether it compiles exported graphs; else it runs the torch modules.
+        ahead_of_time: Whether it builds without the device that will run the engine.
+        quick: Whether building takes seconds, so that commands may do it without being told.
         find_device: Returns the device it would run on, or an empty string where there is none;
             called only when the module is installed.
         device_needed: What to say when there is no device.
@@ -39,8 +49,13 @@ class Backend:
     module: str
     distributions: tuple[str, ...]
     get_command: str
-    executes_policy: bool
+    runner: str
+    precisions: Mapping[str, str]
+    devices: tuple[str, ...]
+    needs_onnx: bool
     find_device: Callable[[], str]
+    ahead_of_time: bool = False
+    quick: bool = False
     device_needed: str = ''
 
 
@@ -54,7 +69,7 @@ class BackendStatus:
         installed: Whether its module is there.
         version: The module's version; empty where it is not installed.
         device: The device it would run on; empty where there is none.
-        runs_policy: Whether this version runs the policy on it, on this machine.
+        runs_policy: Whether the policy runs on it, on this machine.
         lacks: What is missing for the policy to run on it here; empty where nothing is.
         get_command: The command that installs the module; empty where it is installed.
     """
@@ -101,7 +116,11 @@ BACKENDS: tuple[Backend, ...] = (
         module='torch',
         distributions=('torch',),
         get_command='pip install torch==2.13.0',
-        executes_policy=True,
+        runner='torch_eager',
+        precisions=SAME,
+        devices=('cpu', 'cuda'),
+        needs_onnx=False,
+        quick=True,
         find_device=_torch_device,
     ),
     Backend(
@@ -110,7 +129,11 @@ BACKENDS: tuple[Backend, ...] = (
         module='torch',
         distributions=('torch',),
         get_command='pip install torch==2.13.0',
-        executes_policy=False,
+        runner='cuda_graph',
+        precisions=SAME,
+        devices=('cuda',),
+        needs_onnx=False,
+        quick=True,
         find_device=_cuda_device,
         device_needed=GPU_NEEDED,
     ),
@@ -120,7 +143,11 @@ BACKENDS: tuple[Backend, ...] = (
         module='onnxruntime',
         distributions=('onnxruntime', 'onnxruntime-gpu'),
         get_command='pip install onnxruntime',
-        executes_policy=False,
+        runner='ort',
+        precisions={'fp32': 'float32', 'fp16': 'float16', 'int8': 'float32'},
+        devices=('cpu',),
+        needs_onnx=True,
+        quick=True,
         find_device=_ort_device,
     ),
     Backend(
@@ -129,7 +156,11 @@ BACKENDS: tuple[Backend, ...] = (
         module='openvino',
         distributions=('openvino',),
         get_command='pip install openvino',
-        executes_policy=False,
+        runner='openvino',
+        precisions={'fp32': 'float32', 'bf16': 'float32', 'int8': 'float32'},
+        devices=('cpu',),
+        needs_onnx=True,
+        quick=True,
         find_device=_openvino_device,
     ),
     Backend(
@@ -138,7 +169,10 @@ BACKENDS: tuple[Backend, ...] = (
         module='tensorrt',
         distributions=('tensorrt', 'tensorrt-cu13', 'tensorrt-cu12'),
         get_command='pip install tensorrt --extra-index-url https://pypi.nvidia.com',
-        executes_policy=False,
+        runner='tensorrt',
+        precisions=SAME,
+        devices=('cuda',),
+        needs_onnx=True,
         find_device=_nvidia_device,
         device_needed=GPU_NEEDED,
     ),
@@ -148,7 +182,11 @@ BACKENDS: tuple[Backend, ...] = (
         module='tensorrt_rtx',
         distributions=('tensorrt-rtx-cu13', 'tensorrt-rtx-cu12', 'tensorrt-rtx'),
         get_command='pip install tensorrt-rtx-cu13==1.7.1.116',
-        executes_policy=False,
+        runner='tensorrt_rtx',
+        precisions=SAME,
+        devices=('cuda',),
+        needs_onnx=True,
+        ahead_of_time=True,
         find_device=_nvidia_device,
         device_needed=GPU_NEEDED,
     ),
@@ -169,10 +207,64 @@ def probe(name: str) -> BackendStatus:
     Raises:
         UnknownNameError: There is no such backend.
     """
+    return _probe(find_backend(name))
+
+
+def find_backend(name: str) -> Backend:
+    """The backend of that name.
+
+    Raises:
+        UnknownNameError: There is no such backend.
+    """
     for backend in BACKENDS:
         if backend.name == name:
-            return _probe(backend)
+            return backend
     raise UnknownNameError('backend', name, backend_names())
+
+
+def backend_module(name: str, *, to_run: bool = True) -> ModuleType:
+    """Import the module that compiles for, and runs on, a backend.
+
+    Args:
+        name: One of `backend_names()`.
+        to_run: Whether an engine is to run here; else one is to be built, for which some need no
+            device.
+
+    Raises:
+        UnknownNameError: There is no such backend.
+        EngineError: It lacks something on this machine; the message says what, and how to get it.
+    """
+    backend = find_backend(name)
+    status = _probe(backend)
+    builds = status.installed and backend.ahead_of_time and not to_run
+    if not status.runs_policy and not builds:
+        lacking = '; '.join(status.lacks)
+        way_out = f' Get it with: {status.get_command}.' if status.get_command else ''
+        others = ', '.join(other.name for other in probe_all() if other.runs_policy)
+        raise EngineError(
+            f'backend {name} cannot run here; it lacks: {lacking}.{way_out} '
+            f'Backends that run here: {others or "none"}.'
+        )
+    return importlib.import_module(f'vla_cache_trt.backends.{backend.runner}')
+
+
+def graph_dtype(name: str, precision: str) -> str:
+    """Number format of the graphs that a backend takes to compute in a precision.
+
+    Raises:
+        UnknownNameError: There is no such backend, or it does not compute in that precision.
+    """
+    backend = find_backend(name)
+    if precision not in backend.precisions:
+        raise UnknownNameError(f'precision of backend {name}', precision, backend.precisions)
+    return backend.precisions[precision]
+
+
+def version_of(name: str) -> str:
+    """A backend's version; 'none' where it is not installed."""
+    backend = find_backend(name)
+    installed = importlib.util.find_spec(backend.module) is not None
+    return _version(backend) if installed else 'none'
 
 
 def probe_all() -> tuple[BackendStatus, ...]:
@@ -193,8 +285,6 @@ def _probe(backend: Backend) -> BackendStatus:
         else:
             if not device:
                 lacks.append(backend.device_needed or 'a device to run on')
-    if not backend.executes_policy:
-        lacks.append(NOT_EXECUTED)
     return BackendStatus(
         name=backend.name,
         title=backend.title,
