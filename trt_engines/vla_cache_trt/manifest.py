@@ -228,17 +228,18 @@ def write_json(path: Path, document: Manifest | GraphRecord) -> None:
     partial.replace(path)
 
 
-def read_manifest(folder: Path, command: str) -> Manifest:
+def read_manifest(folder: Path, command: str, name: str = MANIFEST) -> Manifest:
     """Read a folder's manifest.
 
     Args:
         folder: The engine's folder.
         command: What builds it.
+        name: The manifest's file.
 
     Raises:
         EngineError: There is none, or it is damaged.
     """
-    path = folder / MANIFEST
+    path = folder / name
     if not path.is_file():
         raise EngineError(f'there is no engine in {folder}. Build it with: {command}')
     values = _read(path, command)
