@@ -50,7 +50,7 @@ GRIPPER = 6
 STATIC_FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
 DIFFERENCES = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2)
 NARROW_DECODER = DecoderConfig(width=512, layers=8, heads=8, kv_heads=8, mlp_width=1376)
-NARROW_TOWER_DEPTH = 4
+NARROW_TOWER_DEPTH = 2
 FAMILY_IMAGE_SIZE_PX = 256
 NOISE_LEVELS = 2
 """Sensor noise of the yardstick: each pixel is off by at most this many of 255 levels."""
@@ -68,6 +68,8 @@ class Options:
     """Folder of the small VLA's checkpoint; default: the weights that the package brings."""
     recordings: Recordings = field(default_factory=Recordings)
     """The frames."""
+    frames: int | None = None
+    """Frames of each episode, the first ones; default: all."""
     threads: int = 1
     """Threads of the model."""
 
@@ -222,7 +224,7 @@ def main() -> None:
         'model': about,
         'image': f'{stem}.png',
         'frames_from': [source for _, source in recorded],
-        **agreement(model, [observations for observations, _ in recorded]),
+        **agreement(model, [observations[: options.frames] for observations, _ in recorded]),
         'machine': describe_machine(),
         'versions': describe_versions(),
     }
