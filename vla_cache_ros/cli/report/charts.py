@@ -203,6 +203,7 @@ def draw_agreement(
                     )
                     _plot_curves(axis, curves, part, statistic)
                 axis.set_yscale('log')
+                axis.tick_params(which='minor', colors=theme.muted, labelsize=8)
                 axis.set_xlim(left=0)
                 axis.set_ylabel(f'|cached - dense|,\n{label}')
             axes[-1].set_xlabel('token-layers reused, %')
