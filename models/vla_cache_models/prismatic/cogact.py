@@ -37,6 +37,10 @@ class CogActNetwork(PrismaticVlm):
         """The cognition feature [1, 1, D]: the last row behind the final norm."""
         return self.decoder.norm(hidden[:, -1:])
 
+    def predict_noise(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """The noise [1, T, A] in x [1, T, A] at diffusion step t [1], guided."""
+        return guided_noise(self.action_model, x, t, condition, GUIDANCE_SCALE)
+
 
 class CogAct(PrismaticVla):
     """CogACT behind `VlaPolicy`.
@@ -68,7 +72,7 @@ class CogAct(PrismaticVla):
         condition = self._cogact.cognition(hidden).to(dit.positional_embedding.dtype)
         noise = self._noise.draw((1, dit.config.chunk_size, dit.config.action_size), self._device)
         chunk = self._schedule.sample(
-            lambda x, t: guided_noise(dit, x, t, condition, GUIDANCE_SCALE), noise
+            lambda x, t: self._cogact.predict_noise(x, t, condition), noise
         )
         normalised = chunk[0].float().clamp(-1, 1).cpu().numpy()
         normalised[:, 6] = normalised[:, 6] >= GRIPPER_THRESHOLD
