@@ -120,8 +120,9 @@ def choose_buckets(
     forced = {longest, *always}
     if count < len(forced) or multiple_of < 1 or min(forced) < 1 or max(forced) > longest:
         raise ConfigError(
-            f'{count} buckets, multiples of {multiple_of}, cannot include {sorted(forced)}; valid: '
-            f'at least {len(forced)} buckets, multiples of 1 or more, each of 1 to {longest}.'
+            f'{count} buckets, multiples of {multiple_of}, cannot include {sorted(forced)}; '
+            f'valid: at least {len(forced)} buckets, multiples of 1 or more, each of 1 to '
+            f'{longest}.'
         )
     rounded = {min(longest, math.ceil(tokens / multiple_of) * multiple_of) for tokens in runs}
     sizes = sorted(rounded | forced)
