@@ -230,7 +230,7 @@ class Decoder(nn.Module):
         rotation = self.rotation(positions)
         if rotation is not None:
             rotation = (rotation[0].to(x.dtype), rotation[1].to(x.dtype))
-        slots = positions if cache is not None and len(positions) < cache.num_tokens else None
+        slots = positions if cache is not None and positions.shape[0] < cache.num_tokens else None
         for layer in range(start, self.config.layers if stop is None else stop):
             x = self.layers[layer](x, rotation, slots, attendance, cache, layer, probe)
         return x
