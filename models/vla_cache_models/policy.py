@@ -44,6 +44,7 @@ class VlaPolicy:
         reuse: ReuseConfig,
         *,
         clock: Callable[[], float] = time.perf_counter,
+        controller: ReuseController | None = None,
     ) -> None:
         """Allocate the K/V cache.
 
@@ -51,6 +52,7 @@ class VlaPolicy:
             model: The model, on its device.
             reuse: Settings of the reuse.
             clock: Seconds, monotonic.
+            controller: Plans the steps; None: one of its own. Replays give it a recorded one.
 
         Raises:
             ConfigError: The settings do not fit the model's decoder.
@@ -66,7 +68,9 @@ class VlaPolicy:
         stack, weight = model.decoder.config, model.decoder.norm.weight
         self._device = weight.device
         self._clock = _finishing_clock(weight.device, clock)
-        self._controller = ReuseController(model.layout, stack.layers, reuse, clock=self._clock)
+        self._controller = controller or ReuseController(
+            model.layout, stack.layers, reuse, clock=self._clock
+        )
         self._cache = KVCache(
             stack.layers,
             stack.kv_heads,
