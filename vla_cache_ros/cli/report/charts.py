@@ -176,6 +176,47 @@ def draw_steps(path: Path, step_ms: Mapping[str, Sequence[float]]) -> None:
             )
 
 
+def draw_engines(path: Path, step_ms: Mapping[str, Mapping[str, float]], ceiling: float) -> None:
+    """Draw the time of a policy step on several engines, dense above cached.
+
+    Args:
+        path: Of the light version.
+        step_ms: Engine -> arm -> median, milliseconds.
+        ceiling: Work of a dense step over that of a cached one.
+    """
+    places = np.arange(len(step_ms))
+    height = 0.38
+    for theme in (LIGHT, DARK):
+        size_in = (7.2, 0.9 + 0.55 * len(step_ms))
+        with _figure(themed_path(path, theme), theme, size_in) as (_, (axis,)):
+            for index, (arm, colour) in enumerate(ARM_COLOURS.items()):
+                values = [arms[arm] for arms in step_ms.values()]
+                axis.barh(places + (index - 0.5) * height, values, height, color=colour, label=arm)
+            for place, arms in zip(places, step_ms.values(), strict=True):
+                for index, arm in enumerate(ARM_COLOURS):
+                    ratio = f', {arms["dense"] / arms[arm]:.2f}x' if arm == 'cached' else ''
+                    axis.annotate(
+                        f' {arms[arm]:.1f} ms{ratio}',
+                        (arms[arm], place + (index - 0.5) * height),
+                        va='center',
+                        color=theme.ink,
+                        fontsize=8,
+                    )
+            axis.set_yticks(places, list(step_ms))
+            axis.tick_params(axis='y', labelcolor=theme.ink)
+            axis.set_xlim(0, 1.2 * max(max(arms.values()) for arms in step_ms.values()))
+            axis.invert_yaxis()
+            axis.set_xlabel(f'policy step, median, ms (dense / cached by work: {ceiling:.2f})')
+            axis.legend(
+                ncols=2,
+                loc='lower left',
+                bbox_to_anchor=(0, 1.0),
+                frameon=False,
+                fontsize=8,
+                labelcolor=theme.ink,
+            )
+
+
 def draw_agreement(
     path: Path,
     curves: Mapping[str, Mapping[str, Mapping[str, Any]]],
