@@ -8,6 +8,7 @@ Nothing that is there already, made from the same, is made again.
 """
 
 import importlib.metadata
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,7 @@ from vla_cache_ros.core.errors import ConfigError, EngineError
 from vla_cache_trt.backends import backend_module, find_backend, graph_dtype, version_of
 from vla_cache_trt.buckets import check_buckets
 from vla_cache_trt.manifest import (
+    MANIFEST,
     RECORD,
     Identity,
     check,
@@ -112,6 +114,11 @@ class Wanted:
             f'vla-cache engine build --backend {self.backend} --precision {self.precision}'
         )
 
+    @property
+    def is_built(self) -> bool:
+        """Whether there is a finished build, for whatever it may be."""
+        return (self.folder / MANIFEST).is_file()
+
     def identity(self, buckets: tuple[int, ...] = ()) -> Identity:
         """What the engines must be for."""
         aimed = f'SM {self.compute_capability}' if self.compute_capability else ''
@@ -147,6 +154,24 @@ class Wanted:
 
         identity = self.identity()
         return model_graphs(self.model, identity.prune_layers, identity.relevance_layer)
+
+
+def build_command(backend: str, precision: str, cache: str, **options: object) -> str:
+    """The command that builds engines.
+
+    Args:
+        backend: Name of the backend.
+        precision: What it computes in.
+        cache: Preset of the reuse.
+        **options: Further options by name (checkpoint, device, ..); empty ones are left out.
+    """
+    given = {'backend': backend, 'precision': precision, 'cache': cache, **options}
+    words = [
+        f'--{name.replace("_", "-")} {shlex.quote(str(value))}'
+        for name, value in given.items()
+        if value not in ('', None)
+    ]
+    return ' '.join(('vla-cache engine build', *words))
 
 
 def default_buckets(model: 'Vla') -> tuple[int, ...]:
@@ -272,6 +297,15 @@ def build_engines(
     return wanted.folder
 
 
+def on_engines(wanted: Wanted) -> 'Vla':
+    """The model on its engines; see `load_engines`. With backend torch it is the model itself."""
+    if wanted.backend == 'torch':
+        return wanted.model
+    from vla_cache_trt.runtime import attach
+
+    return attach(wanted.model, load_engines(wanted))
+
+
 def load_engines(wanted: Wanted) -> 'EngineSet':
     """Load a model's engines, after checking that they are for it and whole.
 
@@ -339,7 +373,7 @@ def _report_step(
 
 
 def _export(export_onnx: Callable[..., object], graph: 'Graph', opset: int, folder: Path) -> None:
-    export_onnx(graph, folder, opset=opset)
+    export_onnx(graph, folder / f'{graph.spec.name}.onnx', opset)
 
 
 def _onnx_file(folder: Path, name: str) -> Path:

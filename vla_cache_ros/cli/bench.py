@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_cache_ros.cli.checkpoints import CheckpointPolicies, PolicyOptions, find_checkpoint
+from vla_cache_ros.cli.checkpoints import CheckpointPolicies, ModelOptions, find_checkpoint
 from vla_cache_ros.cli.episodes import EpisodeSpec
 from vla_cache_ros.cli.progress import Progress
 from vla_cache_ros.cli.recording import load_observations, record_episode
@@ -168,15 +168,9 @@ def _ratio_interval(
 
 
 @dataclass(frozen=True)
-class BenchConfig(PolicyOptions):
+class BenchConfig(ModelOptions):
     """Time one policy step, dense against cached, on recorded frames."""
 
-    random_weights: str = ''
-    """Instead of a checkpoint: openvla, openvla_oft or cogact with seeded random weights."""
-    layers: int | None = None
-    """Decoder layers of random weights; default: all 32."""
-    tower_depth: int | None = None
-    """Blocks of each vision tower of random weights; default: all."""
     cache: str = 'safe'
     """Reuse preset to compare with dense: safe, paper."""
     frames: Path | None = None
@@ -205,7 +199,8 @@ def run_bench(config: BenchConfig) -> int:
 
     if config.threads:
         torch.set_num_threads(config.threads)
-    dense, cached, weights = _policies(config)
+    policies = CheckpointPolicies.chosen(config, config.cache)
+    dense, cached = policies('off'), policies(config.cache)
     if (path := config.frames) is None:
         name = parse_task(config.task)
         spec = EpisodeSpec(name.suite, name.task, config.init_state)
@@ -218,10 +213,12 @@ def run_bench(config: BenchConfig) -> int:
     summary = {
         'what': 'step_latency',
         'cache': config.cache,
-        'dtype': config.dtype,
+        'dtype': policies.dtype,
+        'backend': policies.backend,
+        'precision': policies.precision,
         'threads': torch.get_num_threads(),
         'frames_from': about,
-        'weights': weights,
+        'weights': policies.weights(config.cache),
         **summarize(result),
         'machine': describe_machine(),
         'versions': describe_versions(),
@@ -242,36 +239,6 @@ def run_bench(config: BenchConfig) -> int:
     else:
         _print_table(summary)
     return 0
-
-
-def _policies(config: BenchConfig) -> tuple[Policy, Policy, dict[str, Any]]:
-    """The dense and the cached policy, and what their weights are called."""
-    if not config.random_weights:
-        if config.layers is not None or config.tower_depth is not None:
-            raise ConfigError(
-                'layers and tower_depth shorten random weights alone; a checkpoint has its own. '
-                'Add --random-weights openvla, openvla_oft or cogact, or leave them out.'
-            )
-        policies = CheckpointPolicies.chosen(config)
-        weights = {'fingerprint': policies.fingerprint(config.cache)}
-        return policies('off'), policies(config.cache), weights
-    if config.checkpoint is not None:
-        raise ConfigError('--random-weights takes the place of --checkpoint; give one of the two.')
-    from vla_cache_models.policy import make_policy, random_model
-
-    model = random_model(
-        config.random_weights,
-        layers=config.layers,
-        tower_depth=config.tower_depth,
-        dtype=config.dtype,
-        device=config.device,
-    )
-    weights = {
-        'random': config.random_weights,
-        'layers': model.decoder.config.layers,
-        'tower_depth': config.tower_depth,
-    }
-    return make_policy(model, 'off'), make_policy(model, config.cache), weights
 
 
 def _print_table(summary: dict[str, Any]) -> None:

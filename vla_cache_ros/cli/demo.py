@@ -55,6 +55,9 @@ class DemoConfig(PolicyOptions):
     """Seed of the simulator."""
     time_limit_s: float = 300.0
     """No further pair is begun that would, by the pace so far, end after this."""
+    backend: str = 'auto'
+    """What runs the policy: torch, torch_cuda_graph, ort, openvino, tensorrt, tensorrt_rtx; auto:
+    the fastest of this machine, tried once per model."""
 
 
 def run_demo(
@@ -84,8 +87,9 @@ def run_demo(
     init_states = parse_indices(config.init_states, limit=50)
     about = _describe(config, name)
     if make_policy is None:
-        policies = CheckpointPolicies.chosen(config)
+        policies = CheckpointPolicies.chosen(config, config.cache)
         make_policy = policies
+        about['config'] |= {'backend': policies.backend, 'precision': policies.precision}
         about['weights'] = {'fingerprint': policies.fingerprint(config.cache)}
     arms = {'dense': make_policy('off'), 'cached': make_policy(config.cache)}
     if (sha256 := getattr(arms['dense'], 'weights_sha256', '')) != '':

@@ -341,8 +341,13 @@ def run_evaluate(config: EvaluateConfig) -> int:
 
     from rich.console import Console
 
-    factory = CheckpointPolicies.chosen(config)
     episodes = episode_grid(config)
+    presets = list(dict.fromkeys(episode.cache for episode in episodes))
+    factory = CheckpointPolicies.chosen(
+        config, next((cache for cache in presets if cache != 'off'), 'off')
+    )
+    for cache in presets:
+        factory.prepare(cache)
     rows = evaluate(
         factory,
         episodes,

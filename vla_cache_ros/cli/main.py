@@ -76,6 +76,13 @@ COMMANDS: tuple[Command, ...] = (
         summary='what a checkpoint holds, whether it loads, its token layout',
     ),
     Command(
+        name='engine',
+        module='vla_cache_ros.cli.engine',
+        config='EngineConfig',
+        run='run_engine',
+        summary='export, build, verify or list engines that run the policy',
+    ),
+    Command(
         name='eval',
         module='vla_cache_ros.cli.evaluate',
         config='EvaluateConfig',

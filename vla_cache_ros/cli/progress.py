@@ -108,3 +108,37 @@ def byte_progress(what: str) -> Iterator[Callable[[int, int], None]]:
     ) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextlib.contextmanager
+def step_progress(what: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for work in named steps; plain lines where there is no terminal.
+
+    Args:
+        what: What is done, in words.
+
+    Yields:
+        What to call with the step at hand, steps done and in all.
+    """
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _plain_steps(console, what)
+        return
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn('{task.fields[step]}'))
+    with RichProgress(
+        TextColumn('{task.description}'), *columns, console=console, transient=True
+    ) as bar:
+        task = bar.add_task(what, total=None, step='')
+        yield lambda step, done, total: bar.update(task, completed=done, total=total, step=step)
+
+
+def _plain_steps(console: Console, what: str) -> Callable[[str, int, int], None]:
+    last = [0.0]
+
+    def report(step: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - last[0] >= PLAIN_PERIOD_S:
+            last[0] = now
+            console.print(f'{what}: {step} ({done}/{total})', highlight=False, soft_wrap=True)
+
+    return report

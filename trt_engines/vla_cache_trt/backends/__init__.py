@@ -240,6 +240,11 @@ def backend_module(name: str, *, to_run: bool = True) -> ModuleType:
     if not status.runs_policy and not builds:
         lacking = '; '.join(status.lacks)
         way_out = f' Get it with: {status.get_command}.' if status.get_command else ''
+        if status.installed and backend.ahead_of_time:
+            way_out += (
+                ' An engine for the GPU of another machine is built here with '
+                '--compute-capability, e.g. 8.9.'
+            )
         others = ', '.join(other.name for other in probe_all() if other.runs_policy)
         raise EngineError(
             f'backend {name} cannot run here; it lacks: {lacking}.{way_out} '
