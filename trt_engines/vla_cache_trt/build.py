@@ -21,6 +21,7 @@ from vla_cache_ros.core.config import ReuseConfig
 from vla_cache_ros.core.errors import ConfigError, EngineError
 from vla_cache_trt.backends import backend_module, find_backend, graph_dtype, version_of
 from vla_cache_trt.buckets import check_buckets
+from vla_cache_trt.buckets import default_buckets as buckets_of
 from vla_cache_trt.manifest import (
     MANIFEST,
     RECORD,
@@ -48,6 +49,9 @@ if TYPE_CHECKING:
 OnProgress = Callable[[str, int, int], None]
 """Called with what is being done, steps done, steps in all."""
 
+DENSE_ON = 'safe'
+"""Preset whose engines run policies without reuse, unless they are compared with another preset:
+one set of engines serves both."""
 OPSET = 23
 BUCKET_STEPS = 8
 """Buckets by default: so many equal steps up to the longest sequence."""
@@ -175,8 +179,11 @@ def build_command(backend: str, precision: str, cache: str, **options: object) -
 
 
 def default_buckets(model: 'Vla') -> tuple[int, ...]:
-    """Equal steps up to the longest sequence; and 1, where a model generates tokens."""
+    """Those chosen from recorded histories; for other models equal steps, and 1 to generate."""
     longest = model.max_tokens - 1
+    chosen = buckets_of(model.name, longest)
+    if len(chosen) > 1:
+        return chosen
     step = -(-longest // BUCKET_STEPS)
     rounded = -(-step // BUCKET_MULTIPLE) * BUCKET_MULTIPLE
     one = (1,) if model.generates and rounded > 1 else ()

@@ -12,6 +12,7 @@ from vla_cache_ros.core.config import preset
 from vla_cache_ros.core.errors import CheckpointError, ConfigError
 from vla_cache_ros.core.protocols import Policy
 from vla_cache_ros.resources import resource_folder
+from vla_cache_trt.build import DENSE_ON
 
 if TYPE_CHECKING:
     from vla_cache_models.vla import Vla
@@ -22,8 +23,6 @@ PolicyFactory = Callable[[str], Policy]
 
 GET_WEIGHTS = 'git checkout -- models/weights (or train: vla-cache train)'
 WEIGHT_SUFFIXES = ('.safetensors', '.pt')
-DENSE_ON = 'safe'
-"""Preset whose engines run dense steps, too, unless the command compares with another preset."""
 
 
 @dataclass(frozen=True)
@@ -253,27 +252,14 @@ class CheckpointPolicies:
 
     def _settled(self) -> 'CheckpointPolicies':
         """The same with one backend, one precision and the dtype that they need."""
-        from vla_cache_trt.backends import SAME, find_backend, graph_dtype
+        from vla_cache_trt.backends import settle_precision
 
         if self.backend == 'auto':
             return self._fastest()
-        formats = find_backend(self.backend).precisions
-        if not self.precision:
-            same = [name for name, dtype in SAME.items() if dtype == self.dtype]
-            precision = next((name for name in same if name in formats), '')
-            if not precision or formats[precision] != self.dtype:
-                raise ConfigError(
-                    f'backend {self.backend} does not compute in {self.dtype}; name one of its '
-                    f'precisions: --precision {" | ".join(formats)}.'
-                )
-            return replace(self, precision=precision)
-        dtype = graph_dtype(self.backend, self.precision)
-        if self.dtype not in (dtype, PolicyOptions.dtype):
-            raise ConfigError(
-                f'backend {self.backend} takes a {dtype} model to compute in {self.precision}; '
-                f'leave out --dtype {self.dtype}, or the precision.'
-            )
-        return replace(self, dtype=dtype)
+        precision, dtype = settle_precision(
+            self.backend, self.precision, self.dtype, PolicyOptions.dtype
+        )
+        return replace(self, precision=precision, dtype=dtype)
 
     def _fastest(self) -> 'CheckpointPolicies':
         """The same on the fastest backend, which is said on stderr."""

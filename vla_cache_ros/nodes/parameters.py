@@ -24,6 +24,7 @@ from rclpy.parameter import Parameter
 from vla_cache_ros.core.config import PRESETS
 from vla_cache_ros.core.errors import ConfigError, UnknownNameError
 from vla_cache_ros.core.guard import LIMIT_POLICIES
+from vla_cache_trt.backends import backend_names
 
 ValuesT = TypeVar('ValuesT')
 
@@ -81,6 +82,19 @@ class PolicyParameters:
         choices=('float32', 'bfloat16', 'float16'),
     )
     device: str = parameter('cpu', "Device that the model runs on: 'cpu', 'cuda', 'cuda:1', ..")
+    backend: str = parameter(
+        'torch',
+        'What runs the policy: PyTorch, or an engine that `vla-cache engine build` built before. '
+        'The node itself builds nothing: a robot must not wait for a compiler.',
+        choices=backend_names(),
+    )
+    precision: str = parameter(
+        '', 'What the engine computes in: fp32, bf16, fp16 or int8; empty means as dtype.'
+    )
+    engine_folder: str = parameter(
+        '',
+        'Where engines lie; empty means $VLA_CACHE_ENGINES, or ~/.cache/vla_cache_ros/engines.',
+    )
     cache_preset: str = parameter(
         'safe',
         'Token reuse: off (every token in every step), safe, or the published rules.',

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,7 @@ from vla_cache_ros.nodes.pairing import Drop, PairedInputs, Pairing
 from vla_cache_ros.nodes.parameters import PolicyParameters, declare, read
 from vla_cache_ros.nodes.running import autostart, run_nodes
 from vla_cache_ros.resources import resource_folder
+from vla_cache_trt.backends import settle_precision
 
 PolicyFactory = Callable[[PolicyParameters], Policy]
 
@@ -164,6 +166,7 @@ class PolicyNode(LifecycleNode):
         self._reset_service = self.create_service(Trigger, '~/reset', self._on_reset)
         self.get_logger().info(
             f'{parameters.checkpoint or "own weights"} on {parameters.device}, '
+            f'backend {parameters.backend}, '
             f'cache {parameters.cache_preset}, cameras {", ".join(self._policy.camera_names)}'
         )
         return super().on_configure(state)
@@ -465,19 +468,52 @@ def load_policy(parameters: PolicyParameters) -> Policy:
     """Load the policy that the parameters name.
 
     Raises:
-        UnknownNameError: There is no such dataset or embodiment.
+        UnknownNameError: There is no such dataset, embodiment or precision.
         ConfigError: A parameter does not apply to the checkpoint.
         CheckpointError: The weights are missing or do not fit.
+        EngineError: The engine is missing or does not fit; the message says how to build it.
     """
-    from vla_cache_models.policy import load_policy as load_checkpoint_policy
+    from vla_cache_models.policy import load_model, make_policy
 
-    return load_checkpoint_policy(
+    precision, dtype = settle_precision(
+        parameters.backend, parameters.precision, parameters.dtype, PolicyParameters.dtype
+    )
+    model = load_model(
         parameters.checkpoint or resource_folder('weights'),
-        parameters.cache_preset,
         unnorm_key=parameters.unnorm_key,
         embodiment=parameters.embodiment,
-        dtype=parameters.dtype,
+        dtype=dtype,
         device=parameters.device,
+    )
+    if parameters.backend != 'torch':
+        model = _on_engines(model, parameters, precision)
+    return make_policy(model, parameters.cache_preset)
+
+
+def _on_engines(model: Any, parameters: PolicyParameters, precision: str) -> Any:
+    """The model on engines that were built before; dense steps run on those of any preset."""
+    from vla_cache_trt.build import DENSE_ON, Wanted, build_command, on_engines
+
+    cache = DENSE_ON if parameters.cache_preset == 'off' else parameters.cache_preset
+    return on_engines(
+        Wanted(
+            model,
+            model.preset(cache),
+            parameters.backend,
+            precision,
+            parameters.device,
+            Path(parameters.engine_folder) if parameters.engine_folder else None,
+            command=build_command(
+                parameters.backend,
+                precision,
+                cache,
+                checkpoint=parameters.checkpoint,
+                unnorm_key=parameters.unnorm_key,
+                embodiment=parameters.embodiment,
+                device='' if parameters.device == 'cpu' else parameters.device,
+                engine_folder=parameters.engine_folder,
+            ),
+        )
     )
 
 

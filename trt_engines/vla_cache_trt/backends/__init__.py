@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 
-from vla_cache_ros.core.errors import EngineError, UnknownNameError
+from vla_cache_ros.core.errors import ConfigError, EngineError, UnknownNameError
 
 SAME = {'fp32': 'float32', 'bf16': 'bfloat16', 'fp16': 'float16'}
 """Precision -> number format of the graphs, where a backend computes in what it is given."""
@@ -263,6 +263,37 @@ def graph_dtype(name: str, precision: str) -> str:
     if precision not in backend.precisions:
         raise UnknownNameError(f'precision of backend {name}', precision, backend.precisions)
     return backend.precisions[precision]
+
+
+def settle_precision(name: str, precision: str, dtype: str, default_dtype: str) -> tuple[str, str]:
+    """The precision that a backend computes in, and the dtype of the model that it is given.
+
+    Args:
+        name: The backend's name.
+        precision: As asked for; empty: as dtype.
+        dtype: As asked for.
+        default_dtype: What dtype is where nobody asked: then the precision decides.
+
+    Raises:
+        UnknownNameError: There is no such backend, or it does not compute in that precision.
+        ConfigError: Precision and dtype contradict each other.
+    """
+    precisions = find_backend(name).precisions
+    if precision:
+        needed = graph_dtype(name, precision)
+        if dtype not in (needed, default_dtype):
+            raise ConfigError(
+                f'backend {name} takes a {needed} model to compute in {precision}; leave out '
+                f'dtype {dtype}, or the precision.'
+            )
+        return precision, needed
+    for same, graphs in SAME.items():
+        if graphs == dtype and precisions.get(same) == dtype:
+            return same, dtype
+    raise ConfigError(
+        f'backend {name} does not compute in {dtype}; name one of its precisions: '
+        f'{", ".join(precisions)}.'
+    )
 
 
 def version_of(name: str) -> str:
