@@ -193,7 +193,8 @@ def _export(graph: Graph, path: Path, opset: int) -> Mapping[str, int]:
     model = program.model
     for part in _parts(model):
         part.metadata_props.clear()  # source lines and traces: other folders, other hashes
-    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values())
+    constants = [value.const_value for value in model.graph.initializers.values()]
+    weights = sum(0 if constant is None else constant.nbytes for constant in constants)
     program.save(str(path), external_data=weights > EXTERNAL_DATA_BYTES)
     check_onnx(path, _weight_dtype(graph))
     return dict(Counter(node.op_type for node in model.graph).most_common())
