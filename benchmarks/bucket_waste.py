@@ -4,7 +4,7 @@
 
 Every model replays recorded LIBERO frames under its presets, and the number of tokens that run is
 kept, layer by layer. The small VLA has its trained weights. The OpenVLA family has random ones in
-a narrow decoder: which patches changed, and so how many are candidates, depends on the pictures
+a narrow network: which patches changed, and so how many are candidates, depends on the pictures
 alone; how many of the candidates the entropy schedule reuses does not, and random attention says
 nothing about it, so each preset also runs with all of its candidates reused. Both count alike.
 
@@ -27,7 +27,9 @@ from recorded_frames import Recordings, load_or_record
 from vla_cache_models.decoder import DecoderConfig
 from vla_cache_models.policy import VlaPolicy
 from vla_cache_models.prismatic.build import random_vla
-from vla_cache_models.prismatic.config import DINOSIGLIP_224, PrismaticConfig
+from vla_cache_models.prismatic.config import PrismaticConfig
+from vla_cache_models.prismatic.dit import DitConfig
+from vla_cache_models.prismatic.towers import TowerConfig
 from vla_cache_models.small.checkpoint import load_checkpoint
 from vla_cache_models.small.vla import SmallVla
 from vla_cache_models.vla import Vla
@@ -49,8 +51,12 @@ RESULTS = Path(__file__).parent / 'results'
 
 MODELS = ('small', 'openvla', 'openvla_oft', 'cogact')
 PRESETS = ('safe', 'paper')
-NARROW_DECODER = DecoderConfig(width=256, layers=32, heads=8, kv_heads=8, mlp_width=512)
-NARROW_TOWER_DEPTH = 2
+NARROW = PrismaticConfig(
+    towers=(TowerConfig('vit_small_patch14_dinov2.lvd142m', 224, depth=2),) * 2,
+    decoder=DecoderConfig(width=64, layers=32, heads=2, kv_heads=2, mlp_width=128),
+)
+NARROW_DIT = DitConfig(depth=2, width=64, heads=2)
+"""The published grid and depth, so that the same layers prune the same patches."""
 FAMILY_IMAGE_SIZE_PX = 256
 COUNTS = (1, 2, 3, 4, 6, 8, 12)
 BUCKETS = 6
@@ -77,8 +83,7 @@ def make_model(name: str) -> Vla:
     """The small VLA with its weights, or one of the family with random ones."""
     if name == 'small':
         return SmallVla(load_checkpoint(find_checkpoint(None)))
-    towers = tuple(replace(tower, depth=NARROW_TOWER_DEPTH) for tower in DINOSIGLIP_224)
-    return random_vla(name, PrismaticConfig(towers, NARROW_DECODER))
+    return random_vla(name, NARROW, dit=NARROW_DIT)
 
 
 def variants(reuse: ReuseConfig) -> tuple[ReuseConfig, ...]:

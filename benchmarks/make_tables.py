@@ -367,6 +367,211 @@ def _floor_cells(floor: Result | None, stage: str) -> list[str]:
     return [f'{floor[arm][stage]:.2f}' for arm in ('dense', 'cached')]
 
 
+def bucket_waste(result: Result) -> list[str]:
+    """What rounding K up to a bucket costs, by the number of buckets."""
+    lines = ['## Buckets of the engines', '']
+    columns = ['buckets', 'rows of padding', 'share of the rows that run', 'steps at each bucket']
+    for name, model in result['models'].items():
+        means = ', '.join(
+            f'{tokens:.0f} under `{preset}`' for preset, tokens in model['mean_tokens'].items()
+        )
+        rows = [
+            _waste_row(', '.join(map(str, row['buckets'])), row)
+            for row in model['by_count'].values()
+        ]
+        rows += [
+            _waste_row(f'**default**, `{preset}` alone', row)
+            for preset, row in model['presets'].items()
+        ]
+        lines += [
+            *table([f'{name}: {columns[0]}', *columns[1:]], rows),
+            '',
+            f'{model["runs"]} layers run, {means} on average; the longest sequence recorded has '
+            f'{model["recorded"]} tokens, the longest possible one {model["longest"]}. Default: '
+            f'{", ".join(map(str, model["default"]))}.',
+            '',
+        ]
+    return [
+        *lines,
+        'Each set is the best one of its size for the recorded history, found by dynamic '
+        'programming: multiples of 16, the longest possible sequence last. The history holds '
+        'every layer of every step of all recorded episodes under the presets `safe` and `paper` '
+        f'({"; ".join(result["frames_from"])}). The OpenVLA family has random weights here; its '
+        'presets also run with all candidates reused, since entropies of random attention say '
+        'nothing about the schedule.',
+        '',
+    ]
+
+
+def _waste_row(label: str, row: Result) -> list[str]:
+    hits = ', '.join(f'{bucket}: {share:.0%}' for bucket, share in row['hits'].items())
+    return [label, f'{row["mean_padding"]:.1f}', f'{row["share_of_work"]:.1%}', hits]
+
+
+def engine_step(result: Result) -> list[str]:
+    """Steps on every engine, dense against cached, and where the rest goes."""
+    cases, ceiling = result['cases'], result['ceiling']
+    eager = cases.get('torch fp32', {}).get('step_ms')
+    rows = []
+    for case, found in cases.items():
+        dense, cached = (found['step_ms'][arm]['p50'] for arm in ('dense', 'cached'))
+        rows.append(
+            [
+                f'{case} ({found["version"]})',
+                f'{dense:.1f}',
+                f'{cached:.1f}',
+                f'{found["ratio"]:.2f} [{found["ratio_low"]:.2f}, {found["ratio_high"]:.2f}]',
+                f'{found["ratio"] / ceiling:.0%}',
+                *(
+                    f'{eager[arm]["p50"] / found["step_ms"][arm]["p50"]:.2f}' if eager else ''
+                    for arm in ('dense', 'cached')
+                ),
+                f'{found["decision_ms"]:.2f} = '
+                f'{found["decision_ms"] / found["step_ms"]["cached"]["p50"]:.1%}',
+            ]
+        )
+    columns = [
+        'median, ms',
+        'dense',
+        'cached',
+        'dense / cached',
+        'of the ceiling',
+        'torch fp32 / this, dense',
+        'cached',
+        'deciding, of a cached step',
+    ]
+    work = result['giga_multiply_adds']
+    one = next(iter(cases.values()))
+    return [
+        f'## Engines: time of a step, {result["about"]}',
+        '',
+        f'![Steps per engine](images/{result["image"]})',
+        '',
+        *table(columns, rows),
+        '',
+        f'{result["parameters"] / 1e6:.0f} million parameters, {result["tokens"]} tokens, prune '
+        f'layers {", ".join(map(str, result["prune_layers"]))}, buckets '
+        f'{", ".join(map(str, result["buckets"]))}, {result["threads"]} threads; '
+        f'{one["recompute_ratio"]:.0%} of the token-layers recomputed. {one["frames"]} steps '
+        f'({"; ".join(result["frames_from"])}), all policies on every frame in rotating order. '
+        f'Ceiling: dense / cached {ceiling:.2f} by work ({work["dense"]:.2f} -> '
+        f'{work["cached"]:.2f} giga multiply-adds). torch: PyTorch eager, without engines.',
+        '',
+        *_engine_stages(cases),
+        *_engine_losses(cases),
+    ]
+
+
+def _engine_stages(cases: Mapping[str, Result]) -> list[str]:
+    """Stages of the fastest case beside those of PyTorch."""
+    fastest = min(cases, key=lambda case: cases[case]['step_ms']['cached']['p50'])
+    stages = cases[fastest]['stage_ms']
+    rows = [
+        [stage, *_times(stages['dense'].get(stage, 0.0), stages['cached'].get(stage, 0.0))]
+        for stage in dict.fromkeys((*stages['dense'], *stages['cached']))
+    ]
+    return [
+        *table([f'{fastest}: median, ms', 'dense', 'cached', 'dense / cached'], rows),
+        '',
+    ]
+
+
+def _engine_losses(cases: Mapping[str, Result]) -> list[str]:
+    """What keeps cached steps from dense / ceiling."""
+    compiled = {case: found['losses'] for case, found in cases.items() if 'losses' in found}
+    if not compiled:
+        return []
+    names = {
+        'dense_over_ceiling': 'dense / ceiling',
+        'beyond': '**beyond it**',
+        'padding': 'padding rows',
+        'row_copies': 'writing K/V rows',
+        'around_the_decoder_engine': "filling the decoder's inputs",
+        'decision': 'deciding',
+        'between_stages': 'between the stages',
+        'preprocess': 'preprocessing, the same in both',
+        'engine_less_efficient_on_fewer_rows': 'the rest',
+    }
+    rows = [
+        [label, *(f'{losses[name]:.1f}' for losses in compiled.values())]
+        for name, label in names.items()
+    ]
+    return [
+        *table(['cached step, ms', *compiled], rows),
+        '',
+        'Dense / ceiling: what a cached step would take if it were as efficient as a dense one. '
+        'The rest: graphs that are less efficient on fewer rows, and noise.',
+        '',
+    ]
+
+
+def engine_parity(result: Result) -> list[str]:
+    """Differences of every engine from PyTorch in float32."""
+    lines = ['## Engines: parity with PyTorch in float32', '']
+    for name, model in result['models'].items():
+        rows = []
+        for case, found in model['cases'].items():
+            for arm in ('dense', 'cached'):
+                figures = found[arm]
+                relevance = figures.get('relevance_cosine')
+                rows.append(
+                    [
+                        f'{case}, {arm}',
+                        _figure(figures['motion_max']),
+                        _figure(figures['motion_mean']),
+                        f'{figures["gripper"]:.0%}',
+                        _figure(figures['hidden_max']),
+                        f'{figures["hidden_cosine"]:.6f}',
+                        '' if relevance is None else f'{relevance:.6f}',
+                        'missed'
+                        if any(miss.startswith(arm) for miss in found['missed'])
+                        else 'ok',
+                    ]
+                )
+        columns = [
+            f'{name}: policy',
+            'action, max',
+            'mean',
+            'gripper agrees',
+            'hidden, max',
+            'cosine, least',
+            'relevance: cosine, least',
+            'thresholds',
+        ]
+        counts = [point['rows'] for point in next(iter(model['cases'].values()))['decoder']]
+        lines += [
+            *table(columns, rows),
+            '',
+            *table(
+                [f'{name}: decoder at K =', *map(str, counts)],
+                [
+                    [
+                        case,
+                        *(
+                            f'{_figure(point["hidden_max"])} ({point["hidden_cosine"]:.6f})'
+                            for point in found['decoder']
+                        ),
+                    ]
+                    for case, found in model['cases'].items()
+                ],
+            ),
+            '',
+            f'{model["about"][0].upper()}{model["about"][1:]}; {model["frames"]} frames '
+            f'({"; ".join(model["frames_from"])}); buckets '
+            f'{", ".join(map(str, model["buckets"]))}. Mean magnitude of an action '
+            f'{model["action_magnitude"]:.3f}.',
+            '',
+        ]
+    return [
+        *lines,
+        'Policy: PyTorch plans, the engine runs the same plans; differences of the six motion '
+        'axes of all actions, and of the hidden states behind the last layer. Decoder: greatest '
+        'difference of the normalised hidden states (and their cosine) for random rows against a '
+        'random cache. Thresholds are those of `vla-cache engine verify`.',
+        '',
+    ]
+
+
 RENDERERS: dict[str, Callable[[Result], list[str]]] = {
     'paired_success': paired_success,
     'paired_success_paper': paired_success,
@@ -386,6 +591,11 @@ RENDERERS: dict[str, Callable[[Result], list[str]]] = {
         for model in ('openvla', 'openvla_oft', 'cogact')
         for device in ('cpu', 'gpu')
     },
+    'bucket_waste': bucket_waste,
+    'engine_step_small': engine_step,
+    'engine_step_oft_300m': engine_step,
+    'engine_step_oft_300m_published': engine_step,
+    'engine_parity': engine_parity,
 }
 """Result file -> its section, in the document's order."""
 
