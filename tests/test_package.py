@@ -27,7 +27,7 @@ print(' '.join({name.partition('.')[0] for name in sys.modules}))
 """
 ROS = {'rclpy', 'sensor_msgs'}
 SIMULATORS = {'mujoco', 'libero', 'robosuite'}
-ENGINES = {'tensorrt', 'tensorrt_rtx', 'onnxruntime', 'openvino'}
+ENGINES = {'tensorrt', 'tensorrt_rtx', 'onnxruntime', 'openvino', 'onnx'}
 
 
 def setup_py(*arguments: str) -> str:
@@ -122,7 +122,9 @@ def test_package_xml_names_every_ros_package_that_a_node_imports():
         ('vla_cache_ros.dataset.*', ROS | SIMULATORS | ENGINES | {'gymnasium'}),
         ('vla_cache_models.*', ROS | SIMULATORS | ENGINES | {'gymnasium'}),
         ('vla_cache_sim', ROS | SIMULATORS | ENGINES | {'torch'}),
-        ('vla_cache_trt.*', ROS | SIMULATORS | ENGINES | {'torch'}),
+        ('vla_cache_trt.*', ROS | SIMULATORS | ENGINES),
+        ('vla_cache_trt.backends', ROS | SIMULATORS | ENGINES | {'torch'}),
+        ('vla_cache_trt.build', ROS | SIMULATORS | ENGINES | {'torch'}),
         ('vla_cache_ros.cli.*', ROS | SIMULATORS | ENGINES),
         ('vla_cache_ros.cli.main', ROS | SIMULATORS | {'torch', 'numpy', 'rich', 'tyro'}),
     ],

@@ -222,7 +222,7 @@ def _try(
         if missed := failures(figures, THRESHOLDS[wanted.precision]):
             return Timing(wanted.backend, wanted.precision, problem=f'differs ({missed[0]})')
         return time_steps(attach(wanted.model, engines), wanted, observations)
-    except (VlaCacheError, RuntimeError, OSError) as error:
+    except (VlaCacheError, ImportError, RuntimeError, OSError) as error:
         line = str(error).partition('\n')[0]
         return Timing(
             wanted.backend, wanted.precision, problem=f'fails ({type(error).__name__}: {line})'
