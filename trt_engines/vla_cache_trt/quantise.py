@@ -18,6 +18,8 @@ import numpy as np
 from vla_cache_trt.export import DATA_SUFFIX, EXTERNAL_DATA_BYTES
 
 LEVELS = 127
+QUANTISED = 'int8.onnx'
+"""Where backends keep a quantised graph."""
 
 
 def quantise_weights(source: Path, target: Path) -> None:
