@@ -161,7 +161,9 @@ def _row_buffers(
     if cache is None:
         return dict.fromkeys(buckets, ())
     spec = row_spec(cache)
-    storage = torch.zeros(2, math.prod(spec.at(buckets[-1])), dtype=spec.dtype, device=device)
+    numbers = math.prod(spec.at(buckets[-1]))
+    # Each begins an allocation of its own: TensorRT wants addresses that are multiples of 256.
+    storage = tuple(torch.zeros(numbers, dtype=spec.dtype, device=device) for _ in range(2))
     return {
         bucket: tuple(rows[: math.prod(spec.at(bucket))].view(spec.at(bucket)) for rows in storage)
         for bucket in buckets
