@@ -38,6 +38,7 @@ from vla_cache_ros.cli.progress import Progress
 from vla_cache_ros.cli.report.charts import draw_agreement
 from vla_cache_ros.cli.report.machine import describe_machine, describe_versions
 from vla_cache_ros.core.config import ReuseConfig, preset
+from vla_cache_ros.core.errors import ConfigError
 from vla_cache_ros.core.protocols import Policy
 from vla_cache_ros.core.types import Observation
 
@@ -63,7 +64,7 @@ class Options:
     """Agreement of cached with dense actions over recorded frames."""
 
     model: str = 'small'
-    """small, openvla, openvla_oft or cogact."""
+    """small, openvla_oft or cogact."""
     checkpoint: Path | None = None
     """Folder of the small VLA's checkpoint; default: the weights that the package brings."""
     recordings: Recordings = field(default_factory=Recordings)
@@ -190,6 +191,12 @@ def agreement(model: Vla, episodes: Episodes) -> dict[str, Any]:
     with Progress('frames', total=frames * replays) as progress:
         without = VlaPolicy(model, model.preset('off'))
         dense = replay(without, episodes, progress)
+        if not np.ptp(dense.actions, axis=0).any():
+            raise ConfigError(
+                f'{model.name} answers all frames alike, so there is nothing to compare. Random '
+                'weights make OpenVLA choose tokens outside the 256 of actions, which decode to '
+                'the end of the range; take openvla_oft or cogact.'
+            )
         noise = replay(without, noisy(episodes), progress)
         curves = {
             sweep: {
