@@ -80,7 +80,7 @@ def export_onnx(graph: Graph, path: Path, opset: int = OPSET) -> ExportedGraph:
         except EngineError as error:
             if opset <= FALLBACK_OPSET:
                 raise
-            reason, opset = f'opset {opset}: {error}', FALLBACK_OPSET
+            reason, opset = f'opset {opset}: {error.__cause__}', FALLBACK_OPSET
             operators = _export(graph, draft, opset)
         sha256 = onnx_sha256(draft)
         # The weights first: a file without its weights would be worse than weights left over.

@@ -20,11 +20,11 @@ SIDE = 56
 MODELS = ('openvla', 'openvla_oft', 'cogact')
 
 
-def tiny_prismatic_config(kv_heads: int = 4) -> PrismaticConfig:
-    """4 x 4 patches, decoder of 6 layers of 32."""
+def tiny_prismatic_config(kv_heads: int = 4, layers: int = 6) -> PrismaticConfig:
+    """4 x 4 patches, decoder layers of 32."""
     return PrismaticConfig(
         towers=tuple(TowerConfig(timm_id, SIDE) for timm_id in register_tiny_towers()),
-        decoder=DecoderConfig(32, 6, 4, kv_heads, 64),
+        decoder=DecoderConfig(32, layers, 4, kv_heads, 64),
     )
 
 
