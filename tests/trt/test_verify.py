@@ -5,7 +5,7 @@ import pytest
 
 from vla_cache_ros.core.errors import ConfigError, EngineError
 from vla_cache_trt.backends import BACKENDS
-from vla_cache_trt.build import build_engines
+from vla_cache_trt.build import build_engines, on_engines
 from vla_cache_trt.manifest import read_manifest
 from vla_cache_trt.verify import (
     THRESHOLDS,
@@ -49,6 +49,8 @@ def test_a_wrong_engine_is_refused_and_its_manifest_says_so(built, fake, frames)
     verification = verify_engines(built, frames)
     assert not verification.passed
     assert not read_manifest(built.folder, '').is_blessed
+    with pytest.raises(EngineError, match='compared with PyTorch and refused'):
+        on_engines(built)
     missed = failures(verification.figures, THRESHOLDS['fp32'])
     assert any(line.startswith('dense: motion is ') for line in missed)
     assert any(line.startswith('cached: hidden_cosine is ') for line in missed)

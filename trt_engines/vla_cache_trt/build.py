@@ -305,12 +305,24 @@ def build_engines(
 
 
 def on_engines(wanted: Wanted) -> 'Vla':
-    """The model on its engines; see `load_engines`. With backend torch it is the model itself."""
+    """The model on its engines; with backend torch it is the model itself.
+
+    Raises:
+        EngineError: See `load_engines`; or the engine was compared with PyTorch and refused.
+    """
     if wanted.backend == 'torch':
         return wanted.model
     from vla_cache_trt.runtime import attach
 
-    return attach(wanted.model, load_engines(wanted))
+    engines = load_engines(wanted)
+    verification = read_manifest(wanted.folder, wanted.build_command).verification
+    if verification is not None and not verification.passed:
+        raise EngineError(
+            f'the engine in {wanted.folder} was compared with PyTorch and refused: it differs. '
+            f'Delete the folder, or choose another precision, and rebuild it with: '
+            f'{wanted.build_command}'
+        )
+    return attach(wanted.model, engines)
 
 
 def load_engines(wanted: Wanted) -> 'EngineSet':

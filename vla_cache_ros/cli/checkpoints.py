@@ -192,6 +192,7 @@ class CheckpointPolicies:
         from vla_cache_trt.build import Wanted, build_command
 
         model = self.model()
+        brought = resource_folder('weights')
         return Wanted(
             model,
             model.preset(cache),
@@ -204,7 +205,7 @@ class CheckpointPolicies:
                 self.backend,
                 self.precision,
                 cache,
-                checkpoint=self.checkpoint,
+                checkpoint='' if self.checkpoint == brought else self.checkpoint,
                 random_weights=self.random_weights,
                 layers=self.layers,
                 tower_depth=self.tower_depth,
