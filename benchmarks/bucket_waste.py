@@ -59,7 +59,7 @@ NARROW_DIT = DitConfig(depth=2, width=64, heads=2)
 """The published grid and depth, so that the same layers prune the same patches."""
 FAMILY_IMAGE_SIZE_PX = 256
 COUNTS = (1, 2, 3, 4, 6, 8, 12)
-BUCKETS = 6
+BUCKETS = 8
 """Of the default sets: each one more costs building time and, on a GPU, memory."""
 GENERATED = 1
 """Rows of a generated token."""

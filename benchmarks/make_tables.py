@@ -376,7 +376,7 @@ def _floor_cells(floor: Result | None, stage: str) -> list[str]:
 def bucket_waste(result: Result) -> list[str]:
     """What rounding K up to a bucket costs, by the number of buckets."""
     lines = ['## Buckets of the engines', '']
-    columns = ['buckets', 'rows of padding', 'share of the rows that run', 'steps at each bucket']
+    columns = ['buckets', 'rows of padding', 'share of the rows that run', 'runs at each bucket']
     for name, model in result['models'].items():
         means = ', '.join(
             f'{tokens:.0f} under `{preset}`' for preset, tokens in model['mean_tokens'].items()

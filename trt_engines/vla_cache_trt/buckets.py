@@ -21,7 +21,12 @@ from vla_cache_ros.core.plan import LayerGroup
 from vla_cache_ros.core.protocols import Policy
 from vla_cache_ros.core.types import Observation
 
-DEFAULT_BUCKETS: Mapping[str, tuple[int, ...]] = {}
+DEFAULT_BUCKETS: Mapping[str, tuple[int, ...]] = {
+    'small': (192, 240, 320, 336, 368, 400, 432),
+    'openvla': (1, 208, 224, 240, 256, 272, 288),
+    'openvla_oft': (416, 432, 464, 512, 528, 544, 608),
+    'cogact': (192, 208, 224, 240, 256, 272, 288),
+}
 """Model -> its buckets without the last one, which is its longest sequence. Chosen from recorded
 histories by benchmarks/bucket_waste.py."""
 
