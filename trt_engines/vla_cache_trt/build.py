@@ -213,11 +213,16 @@ def settle_buckets(model: 'Vla', buckets: Sequence[int] | None) -> tuple[int, ..
 
 
 def graph_buckets(spec: 'GraphSpec', buckets: tuple[int, ...]) -> tuple[int, ...]:
-    """The buckets that one graph can have: a vision tower has fewer tokens than the decoder."""
+    """The buckets of one graph: a vision tower runs the decoder's tokens without those behind.
+
+    Args:
+        spec: Of the graph.
+        buckets: Of the decoder, the longest sequence last.
+    """
     if spec.cache is None:
         return buckets
-    longest = int(spec.cache.shape[3]) - 1
-    return (*(bucket for bucket in buckets if bucket < longest), longest)
+    behind = buckets[-1] - (int(spec.cache.shape[3]) - 1)
+    return tuple(bucket - behind for bucket in buckets if bucket > behind)
 
 
 def export_graphs(
