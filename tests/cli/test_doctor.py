@@ -9,6 +9,7 @@ from vla_cache_ros.cli.doctor import (
     DoctorConfig,
     Finding,
     check_cpu,
+    check_export,
     check_libero,
     check_rendering,
     check_ros,
@@ -65,7 +66,10 @@ def test_exit_code_and_output(findings, code, as_json, monkeypatch, capsys):
         document = json.loads(output)
         assert document['demo_can_run'] is (code == 0)
         assert [entry['name'] for entry in document['findings']] == [f.name for f in findings]
-        assert [entry['name'] for entry in document['backends']][0] == 'torch'
+        backends = {entry['name']: entry for entry in document['backends']}
+        assert list(backends)[0] == 'torch'
+        assert all(backends[name]['runs_policy'] for name in ('torch', 'ort', 'openvino'))
+        assert all(entry['lacks'] for entry in backends.values() if not entry['runs_policy'])
     else:
         assert ('pip install ros' in output) is (code == 1)
 
@@ -105,6 +109,25 @@ def test_missing_package_gives_its_command(check, module, layer, without):
     assert not finding.found
     assert 'demo' in finding.needed_by
     assert layer in finding.get_command
+
+
+def test_what_exports_graphs_is_looked_for(without):
+    assert check_export().found
+    without('onnxscript')
+    finding = check_export()
+    assert not finding.found
+    assert finding.needed_by == ('engine',)
+    assert 'engines.txt' in finding.get_command
+    assert demo_can_run((OK, finding))
+
+
+def test_engine_that_is_not_installed_comes_with_its_command(without, monkeypatch, capsys):
+    monkeypatch.setattr(doctor, 'diagnose', lambda: (OK,))
+    without('openvino')
+    run_doctor(DoctorConfig())
+    output = capsys.readouterr().out
+    assert 'Get openvino: pip install openvino' in output
+    assert 'the Python module' in output
 
 
 @pytest.mark.ros

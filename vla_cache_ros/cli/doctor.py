@@ -302,12 +302,20 @@ def check_vla() -> Finding:
     )
 
 
+def check_export() -> Finding:
+    """The packages that export graphs, from which every compiled engine is built."""
+    return _check_modules(
+        'Engine export', ('onnx', 'onnxscript'), ('engine',), install_command('engines')
+    )
+
+
 CHECKS: tuple[Callable[[], Finding], ...] = (
     check_python,
     check_cpu,
     check_torch,
     check_gpu,
     check_vla,
+    check_export,
     check_ros,
     check_libero,
     check_rendering,
@@ -402,7 +410,8 @@ def _print_tables(findings: tuple[Finding, ...]) -> None:
     console.print(table)
 
     engines = Table('', 'engine', 'version', 'device', 'lacks', title='Engines for the policy')
-    for status in probe_all():
+    statuses = probe_all()
+    for status in statuses:
         mark, style = _mark(status.runs_policy, False)
         engines.add_row(
             Text(mark, style),
@@ -412,6 +421,9 @@ def _print_tables(findings: tuple[Finding, ...]) -> None:
             Text('\n'.join(status.lacks) or '-'),
         )
     console.print(engines)
+    for status in statuses:
+        if status.get_command:
+            console.print(Text(f'Get {status.name}: {status.get_command}', 'dim'), soft_wrap=True)
 
     for finding in findings:
         if not finding.found and finding.get_command:
