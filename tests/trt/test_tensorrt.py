@@ -75,7 +75,7 @@ def test_timings_are_shared_by_the_graphs_of_a_model(trt, graph, onnx, tmp_path)
         ('create_timing_cache', b''),
         ('create_timing_cache', b'+'),
     ]
-    assert (tmp_path / 'plans' / nvidia.TIMINGS).read_bytes() == b'++'
+    assert (tmp_path / 'plans' / tensorrt.TIMINGS).read_bytes() == b'++'
 
 
 def test_progress_grows_to_the_end(trt, graph, onnx, tmp_path):
@@ -163,7 +163,7 @@ def test_runs_equal_pytorch_at_every_bucket_in_any_order(engine, graph):
 
 
 def test_buckets_other_than_those_of_the_plan_are_refused(engine, graph, tmp_path):
-    with pytest.raises(EngineError, match=r'3 profiles for 2 buckets \[4, 9\]'):
+    with pytest.raises(EngineError, match=r'has 3 profiles for 2 buckets \[4, 9\]'):
         tensorrt.load_engine(graph, None, tmp_path / 'plans' / 'graph', 'fp32', (4, 9), 'cuda')
 
 

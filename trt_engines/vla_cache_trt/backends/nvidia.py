@@ -24,7 +24,6 @@ from vla_cache_trt.backends.nvidia_callbacks import PROGRESS_STEPS, make_logger,
 from vla_cache_trt.engine import BUCKET, Graph, GraphSpec, TensorSpec
 
 PLAN = 'plan.engine'
-TIMINGS = 'timing.cache'
 ALIGNMENT_BYTES = 256
 """Of every address that a context is given."""
 
@@ -45,9 +44,6 @@ _INVALIDITY = {
     'MALFORMED_ENGINE': 'the file is damaged',
     'CUDA_ERROR': 'CUDA failed',
 }
-
-Profile = tuple[int, int, int]
-"""Least, optimal and greatest K."""
 
 
 @dataclass(frozen=True)
@@ -123,10 +119,11 @@ def build_plan(
     graph: Graph,
     onnx: Path,
     folder: Path,
-    profiles: tuple[Profile, ...],
+    buckets: tuple[int, ...],
     configure: Callable[[Any], None],
     on_progress: Callable[[int, int], None],
     target: str,
+    timings: Path | None = None,
 ) -> None:
     """Build a graph's plan file.
 
@@ -135,12 +132,12 @@ def build_plan(
         trt: Its module.
         graph: The graph.
         onnx: Its ONNX file.
-        folder: Gets the plan. The folder above it keeps the timings of kernels, which the graphs
-            of one model share.
-        profiles: One or more for graphs with buckets; none for others.
+        folder: Gets the plan.
+        buckets: Sizes of K; each becomes a profile of its own that holds no other size.
         configure: Sets what only this package has, on the builder's configuration.
         on_progress: Called with steps done and steps in all.
         target: What it is built for, for the message.
+        timings: File that keeps the times of kernels for the next graph; None: none is kept.
 
     Raises:
         EngineError: The ONNX file cannot be read, is not this graph's, or cannot be built.
@@ -156,13 +153,13 @@ def build_plan(
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # fp32 means fp32, as in PyTorch
     configure(config)
-    for profile in profiles:
-        _add_profile(builder, config, graph.spec, profile)
-    timings_path = folder.parent / TIMINGS
-    timings = config.create_timing_cache(
-        timings_path.read_bytes() if timings_path.is_file() else b''
-    )
-    config.set_timing_cache(timings, ignore_mismatch=False)
+    if graph.spec.is_bucketed:
+        for bucket in buckets:
+            config.add_optimization_profile(_profile(builder, graph.spec, bucket))
+    cache = None
+    if timings is not None:
+        cache = config.create_timing_cache(timings.read_bytes() if timings.is_file() else b'')
+        config.set_timing_cache(cache, ignore_mismatch=False)
     monitor = make_monitor(trt, on_progress)
     config.progress_monitor = monitor
 
@@ -176,7 +173,8 @@ def build_plan(
         )
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / PLAN, plan)
-    write_atomically(timings_path, timings.serialize())
+    if timings is not None and cache is not None:
+        write_atomically(timings, cache.serialize())
     on_progress(PROGRESS_STEPS, PROGRESS_STEPS)
 
 
@@ -191,7 +189,12 @@ def write_atomically(path: Path, data: Any) -> None:
 
 
 def load_plan(
-    package: Package, trt: Any, graph: Graph, folder: Path, command: str
+    package: Package,
+    trt: Any,
+    graph: Graph,
+    folder: Path,
+    buckets: tuple[int, ...],
+    command: str,
 ) -> tuple[Any, Any]:
     """Deserialise a graph's plan.
 
@@ -200,6 +203,7 @@ def load_plan(
         trt: Its module.
         graph: The graph that it must be of.
         folder: Holds the plan.
+        buckets: Sizes of K that it must have been built for.
         command: What rebuilds it.
 
     Returns:
@@ -235,21 +239,42 @@ def load_plan(
             f'{path} is not an engine of {graph.spec.name}: it has {_listed(names)}, wanted '
             f'{_listed(expected)}. Rebuild it with: {command}'
         )
+    if engine.num_optimization_profiles != len(buckets):
+        raise EngineError(
+            f'{path} has {engine.num_optimization_profiles} profiles for {len(buckets)} buckets '
+            f'{list(buckets)}. Rebuild it with: {command}'
+        )
     return runtime, engine
 
 
-def bind_context(context: Any, spec: GraphSpec, bucket: int, tensors: dict[str, Tensor]) -> None:
-    """Give a context its shapes and addresses, once and for all.
+def bind_context(
+    context: Any,
+    spec: GraphSpec,
+    bucket: int,
+    profile: int,
+    tensors: dict[str, Tensor],
+    stream: torch.cuda.Stream,
+) -> None:
+    """Give a context its profile, shapes and addresses, once and for all.
 
     Args:
-        context: An execution context with its profile chosen.
+        context: An execution context; None where there was no memory for one.
         spec: Of the graph.
         bucket: K.
+        profile: Index of the profile of that K.
         tensors: Everything that goes in and comes out, by name.
+        stream: Does what the choice of a profile needs; is waited for.
 
     Raises:
-        EngineError: An address or a shape is refused.
+        EngineError: There is no context, or it refuses an address or a shape.
     """
+    if context is None:
+        raise EngineError(
+            f'{spec.name}: no execution context for bucket {bucket}; the GPU may lack memory: '
+            'use fewer buckets.'
+        )
+    context.set_optimization_profile_async(profile, stream.cuda_stream)
+    stream.synchronize()
     inputs, _ = network_tensors(spec)
     for tensor in inputs:
         if BUCKET in tensor.shape and not context.set_input_shape(tensor.name, tensor.at(bucket)):
@@ -345,12 +370,13 @@ def _allow_decomposed_attention(trt: Any, network: Any) -> None:
             layer.attention.decomposable = True
 
 
-def _add_profile(builder: Any, config: Any, spec: GraphSpec, profile: Profile) -> None:
-    settings = builder.create_optimization_profile()
+def _profile(builder: Any, spec: GraphSpec, bucket: int) -> Any:
+    profile = builder.create_optimization_profile()
     for tensor in spec.inputs:
         if BUCKET in tensor.shape:
-            settings.set_shape(tensor.name, *(tensor.at(size) for size in profile))
-    config.add_optimization_profile(settings)
+            shape = tensor.at(bucket)
+            profile.set_shape(tensor.name, shape, shape, shape)
+    return profile
 
 
 def _why_invalid(trt: Any, runtime: Any, plan: Any) -> str:

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vla_cache_ros.core.errors import EngineError
 from vla_cache_trt.backends.capture import CapturedBuffers, check_cuda
 from vla_cache_trt.backends.common import engine_buckets, needs_onnx
 from vla_cache_trt.backends.nvidia import (
@@ -41,6 +40,7 @@ PACKAGE = Package(
         'pip install tensorrt --extra-index-url https://pypi.nvidia.com'
     ),
 )
+TIMINGS = 'timing.cache'
 REBUILD = 'vla-cache engine build --backend tensorrt'
 
 
@@ -74,10 +74,18 @@ def compile_graph(
     path = needs_onnx(graph, onnx)
     trt = load_package(PACKAGE)
     check_cuda('cuda', NAME)
-    profiles = tuple((size, size, size) for size in buckets) if graph.spec.is_bucketed else ()
-    target = f'compute capability {gpu_capability()}'
     build_plan(
-        PACKAGE, trt, graph, path, folder, profiles, lambda config: None, on_progress, target
+        PACKAGE,
+        trt,
+        graph,
+        path,
+        folder,
+        buckets,
+        lambda config: None,
+        on_progress,
+        f'compute capability {gpu_capability()}',
+        # Above the graph's own folder: the graphs of a model have many kernels in common.
+        folder.parent / TIMINGS,
     )
 
 
@@ -98,12 +106,7 @@ def load_engine(
     trt = load_package(PACKAGE)
     device = check_cuda(device, NAME)
     with torch.cuda.device(device):
-        runtime, engine = load_plan(PACKAGE, trt, graph, folder, REBUILD)
-    if engine.num_optimization_profiles != len(buckets):
-        raise EngineError(
-            f'the plan in {folder} has {engine.num_optimization_profiles} profiles for '
-            f'{len(buckets)} buckets {list(buckets)}. Rebuild it with: {REBUILD}'
-        )
+        runtime, engine = load_plan(PACKAGE, trt, graph, folder, buckets, REBUILD)
     return TensorRtEngine(trt, runtime, engine, graph.spec, buckets, device)
 
 
@@ -151,7 +154,13 @@ class BoundTensorRt(CapturedBuffers):
         super().__init__(engine.spec, engine.buckets, k, v, engine.device)
         self._engine = engine
         with torch.cuda.device(engine.device):
-            self._scratch = _scratch(engine)
+            # Activations of all contexts: one of them runs at a time.
+            with torch.inference_mode(False):
+                self._scratch = torch.empty(
+                    max(1, engine.engine.device_memory_size_v2),
+                    dtype=torch.uint8,
+                    device=engine.device,
+                )
             self._contexts = {
                 bucket: self._context(index, bucket) for index, bucket in enumerate(engine.buckets)
             }
@@ -162,30 +171,13 @@ class BoundTensorRt(CapturedBuffers):
         context = plan.create_execution_context(
             trt.ExecutionContextAllocationStrategy.USER_MANAGED
         )
-        if context is None:
-            raise EngineError(
-                f'{self._engine.spec.name}: no execution context for bucket {bucket}; the GPU '
-                'may lack memory: use fewer buckets.'
-            )
-        stream = torch.cuda.current_stream(self._engine.device)
-        context.set_optimization_profile_async(profile, stream.cuda_stream)
-        stream.synchronize()
-        context.set_device_memory(self._scratch.data_ptr(), self._scratch.nbytes)
         tensors = {**self._arguments(bucket), **self._results(bucket)}
-        bind_context(context, self._engine.spec, bucket, tensors)
+        stream = torch.cuda.current_stream(self._engine.device)
+        bind_context(context, self._engine.spec, bucket, profile, tensors, stream)
+        context.set_device_memory(self._scratch.data_ptr(), self._scratch.nbytes)
         return context
 
     def _execute(self, bucket: int) -> None:
         engine = self._engine
         stream = torch.cuda.current_stream(engine.device).cuda_stream
         execute(engine.trt, self._contexts[bucket], engine.spec, stream)
-
-
-def _scratch(engine: TensorRtEngine) -> Tensor:
-    """Activation memory that all contexts share: one of them runs at a time."""
-    sizes = (
-        engine.engine.get_device_memory_size_for_profile_v2(index)
-        for index in range(len(engine.buckets))
-    )
-    with torch.inference_mode(False):
-        return torch.empty(max(1, *sizes), dtype=torch.uint8, device=engine.device)

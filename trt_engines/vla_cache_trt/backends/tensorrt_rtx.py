@@ -1,9 +1,11 @@
 """TensorRT for RTX: engines built ahead of time, for a GPU that need not be here.
 
-A plan has one profile that spans all buckets; its kernels are compiled for the GPU's own shapes
-when the engine is bound, and kept in a cache file beside the plan. Each bucket has an execution
-context of its own, with its addresses bound once, and the library captures each context's run as
-one CUDA graph by itself. The new K/V rows are written on the same stream right behind it.
+A plan has one profile per bucket, which share the weights. (One profile that spans all buckets
+would do, too, but release 1.7 fails to build a group of several layers with it.) Kernels are
+compiled when the engine is bound, and kept in a cache file beside the plan. Each bucket has an
+execution context of its own, with its addresses bound once, and the library captures each
+context's run as one CUDA graph by itself. The new K/V rows are written on the same stream right
+behind it.
 """
 
 from collections.abc import Callable, Mapping
@@ -98,15 +100,13 @@ def compile_graph(
         config.num_compute_capabilities = 1
         config.set_compute_capability(architecture, 0)
 
-    middle = buckets[len(buckets) // 2]
-    profiles = ((buckets[0], middle, buckets[-1]),) if graph.spec.is_bucketed else ()
     build_plan(
         PACKAGE,
         trt,
         graph,
         path,
         folder,
-        profiles,
+        buckets,
         configure,
         on_progress,
         f'compute capability {target}',
@@ -140,7 +140,7 @@ def load_engine(
     trt = load_package(PACKAGE)
     device = check_cuda(device, NAME)
     with torch.cuda.device(device):
-        runtime, engine = load_plan(PACKAGE, trt, graph, folder, REBUILD)
+        runtime, engine = load_plan(PACKAGE, trt, graph, folder, buckets, REBUILD)
     return RtxEngine(trt, runtime, engine, graph.spec, buckets, device, folder / KERNELS)
 
 
@@ -162,7 +162,7 @@ class RtxEngine:
         Args:
             trt: The package.
             runtime: Lives as long as the engine.
-            engine: With one profile.
+            engine: Its profiles are in the order of the buckets.
             spec: Of the graph.
             buckets: Of the engine.
             device: The GPU.
@@ -215,7 +215,10 @@ class BoundRtx(BoundBuffers):
         with torch.cuda.device(engine.device):
             self._stream = torch.cuda.Stream(engine.device)
             self._filled, self._finished = torch.cuda.Event(), torch.cuda.Event()
-            self._contexts = {bucket: self._context(settings, bucket) for bucket in engine.buckets}
+            self._contexts = {
+                bucket: self._context(settings, index, bucket)
+                for index, bucket in enumerate(engine.buckets)
+            }
             self._warm_up()
 
     def run(self, bucket: int) -> Mapping[str, Tensor]:
@@ -229,15 +232,10 @@ class BoundRtx(BoundBuffers):
         current.wait_event(self._finished)
         return outputs
 
-    def _context(self, settings: Any, bucket: int) -> Any:
+    def _context(self, settings: Any, profile: int, bucket: int) -> Any:
         context = self._engine.engine.create_execution_context(runtime_config=settings)
-        if context is None:
-            raise EngineError(
-                f'{self._engine.spec.name}: no execution context for bucket {bucket}; the GPU '
-                'may lack memory: use fewer buckets.'
-            )
         tensors = {**self._arguments(bucket), **self._results(bucket)}
-        bind_context(context, self._engine.spec, bucket, tensors)
+        bind_context(context, self._engine.spec, bucket, profile, tensors, self._stream)
         return context
 
     def _warm_up(self) -> None:
