@@ -14,7 +14,13 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from vla_cache_ros.core.errors import CheckpointError, ConfigError, ObservationError
+from vla_cache_ros.core.errors import (
+    CheckpointError,
+    ConfigError,
+    EngineError,
+    ObservationError,
+    UnknownNameError,
+)
 from vla_cache_ros.nodes import qos
 from vla_cache_ros.nodes.conversions import (
     ns_to_stamp,
@@ -473,3 +479,29 @@ def test_missing_checkpoint_is_refused(tmp_path):
 def test_unnorm_key_is_refused_where_it_means_nothing(tmp_path):
     with pytest.raises(ConfigError, match='unnorm_key'):
         load_policy(PolicyParameters(unnorm_key='bridge_orig'))
+
+
+def test_engine_that_was_never_built_names_the_command(tmp_path):
+    with pytest.raises(EngineError) as caught:
+        load_policy(PolicyParameters(backend='ort', engine_folder=str(tmp_path)))
+    assert str(caught.value).endswith(
+        'Build it with: vla-cache engine build --backend ort --precision fp32 --cache safe '
+        f'--engine-folder {tmp_path}'
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_dense_policy_takes_the_engines_of_a_preset(tmp_path):
+    parameters = PolicyParameters(backend='ort', cache_preset='off', engine_folder=str(tmp_path))
+    with pytest.raises(EngineError, match='--cache safe'):
+        load_policy(parameters)
+
+
+def test_precision_that_a_backend_lacks_is_refused():
+    with pytest.raises(UnknownNameError, match='precision of backend ort'):
+        load_policy(PolicyParameters(backend='ort', precision='bf16'))
+
+
+def test_backend_takes_part_in_the_choices(ros):
+    with pytest.raises(UnknownNameError, match='torch_cuda_graph'):
+        PolicyNode(parameter_overrides=[Parameter('backend', value='abacus')])
