@@ -500,8 +500,3 @@ def test_dense_policy_takes_the_engines_of_a_preset(tmp_path):
 def test_precision_that_a_backend_lacks_is_refused():
     with pytest.raises(UnknownNameError, match='precision of backend ort'):
         load_policy(PolicyParameters(backend='ort', precision='bf16'))
-
-
-def test_backend_takes_part_in_the_choices(ros):
-    with pytest.raises(UnknownNameError, match='torch_cuda_graph'):
-        PolicyNode(parameter_overrides=[Parameter('backend', value='abacus')])
