@@ -163,6 +163,6 @@ def _compiled(spec: GraphSpec, onnx: Path, folder: Path, hint: str, bucket: int 
         return core.compile_model(model, 'CPU', settings)
     except RuntimeError as error:
         raise EngineError(
-            f'OpenVINO does not take {onnx}: {error} If the file was changed, write it again with '
-            '`vla-cache engine export`.'
+            f'OpenVINO does not take {onnx}: {" ".join(str(error).split())}. If the file was '
+            'changed, write it again with `vla-cache engine export`.'
         ) from error
