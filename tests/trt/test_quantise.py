@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from tests.models.prismatic.conftest import tiny_vla
+from vla_cache_ros.core.errors import EngineError
+from vla_cache_trt.backends import openvino, ort
 from vla_cache_trt.export import example_inputs, export_onnx, input_names
 from vla_cache_trt.graphs import decoder_graphs
 from vla_cache_trt.quantise import quantise_products, quantise_weights
@@ -66,3 +68,30 @@ def test_products_of_two_activations_stay_in_floating_point(exported, tmp_path):
     assert operators.count('MatMulInteger') == WEIGHTS_PER_LAYER * LAYERS
     assert operators.count('MatMul') == 1  # scores of the relevance
     assert operators.count('Attention') == LAYERS
+
+
+@pytest.mark.parametrize('backend', [ort, openvino])
+def test_backends_run_int8_near_their_float32(exported, tmp_path, backend):
+    graph, path = exported
+    rows, found = 16, []
+    inputs = example_inputs(graph, rows)
+    for precision in ('fp32', 'int8'):
+        folder = tmp_path / precision
+        folder.mkdir()
+        backend.compile_graph(graph, path, folder, precision, (rows,), lambda done, total: None)
+        engine = backend.load_engine(graph, path, folder, precision, (rows,))
+        k, v = (tensor.clone() for tensor in inputs[-2:])
+        bound = engine.bind(k, v)
+        for buffer, tensor in zip(bound.inputs(rows).values(), inputs[:-2], strict=True):
+            buffer.copy_(tensor)
+        outputs = {name: tensor.clone() for name, tensor in bound.run(rows).items()}
+        found.append({**outputs, 'k': k, 'v': v})
+    for name, wanted in found[0].items():
+        gap = torch.cosine_similarity(wanted.flatten(), found[1][name].flatten(), dim=0)
+        assert 0.99 < gap < 1 - 1e-7, name
+
+
+def test_int8_that_was_not_built_is_refused(exported, tmp_path):
+    graph, path = exported
+    with pytest.raises(EngineError, match='int8.onnx'):
+        ort.load_engine(graph, path, tmp_path, 'int8', (16,))
