@@ -54,6 +54,36 @@ def test_floors_stand_beside_the_times_where_the_device_is_known(make_tables, kn
     assert '| vision | 4.00 | 4.00 | 1.00 |  |  |' in text
 
 
+def engine_case(dense, cached, **more):
+    stages = {'dense': {'decoder': dense}, 'cached': {'decoder': cached}}
+    steps = {'dense': {'p50': dense}, 'cached': {'p50': cached}}
+    ratio = {'ratio': dense / cached, 'ratio_low': 1.0, 'ratio_high': 3.0}
+    rest = {'version': '1', 'frames': 9, 'recompute_ratio': 0.5, 'decision_ms': 0.5}
+    return {'stage_ms': stages, 'step_ms': steps, **ratio, **rest, **more}
+
+
+def test_engines_are_held_against_the_ceiling_and_against_eager_pytorch(make_tables):
+    losses = dict.fromkeys(('dense_over_ceiling', 'beyond', 'padding', 'row_copies'), 1.0)
+    losses |= dict.fromkeys(('around_the_decoder_engine', 'decision', 'between_stages'), 2.0)
+    losses |= dict.fromkeys(('preprocess', 'engine_less_efficient_on_fewer_rows'), 3.0)
+    result = {
+        **{'about': 'a model', 'image': 'x.png', 'parameters': 3e8, 'tokens': 605, 'threads': 2},
+        **{'prune_layers': [0], 'buckets': [304, 608], 'frames_from': ['a test'], 'ceiling': 2.0},
+        'giga_multiply_adds': {'dense': 200.0, 'cached': 100.0},
+        'cases': {
+            'torch fp32': engine_case(100.0, 60.0),
+            'openvino bf16': engine_case(40.0, 25.0, losses=losses),
+        },
+    }
+    text = '\n'.join(make_tables.engine_step(result))
+    row = (
+        '| openvino bf16 (1) | 40.0 | 25.0 | 1.60 [1.00, 3.00] | 80% | 2.50 | 2.40 | 0.50 = 2.0% |'
+    )
+    assert row in text
+    assert '| openvino bf16: median, ms | dense | cached | dense / cached |' in text
+    assert '| **beyond it** | 1.0 |' in text
+
+
 def test_a_result_without_a_renderer_is_an_error(make_tables, tmp_path, monkeypatch):
     (tmp_path / 'surprise.json').write_text(json.dumps({}))
     monkeypatch.setattr(make_tables, 'RESULTS', tmp_path)
