@@ -10,6 +10,7 @@ request of its own, whose shapes never change. What was compiled is kept in the 
 """
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -143,11 +144,17 @@ def _compile(
     return dict(zip(sizes, models * (len(sizes) // len(models)), strict=True))
 
 
-def _compiled(spec: GraphSpec, onnx: Path, folder: Path, hint: str, bucket: int | None) -> Any:
-    """Compile for one bucket; None: for any."""
+@cache
+def _core() -> Any:
+    """OpenVINO's plugins, loaded once."""
     import openvino
 
-    core = openvino.Core()
+    return openvino.Core()
+
+
+def _compiled(spec: GraphSpec, onnx: Path, folder: Path, hint: str, bucket: int | None) -> Any:
+    """Compile for one bucket; None: for any."""
+    core = _core()
     settings = {
         'PERFORMANCE_HINT': 'LATENCY',
         'NUM_STREAMS': '1',
