@@ -17,8 +17,10 @@ from vla_cache_ros.cli.main import main
 from vla_cache_ros.cli.recording import save_observations
 from vla_cache_ros.core.errors import ConfigError, EngineError, UnknownNameError
 from vla_cache_trt import backends, choose
+from vla_cache_trt.backends import probe
 from vla_cache_trt.build import Wanted, export_graphs
 from vla_cache_trt.choose import Timing, candidates, choose_backend, synthetic_frames
+from vla_cache_trt.manifest import read_manifest
 
 ORT = ('--backend', 'ort', '--precision', 'fp32')
 
@@ -216,6 +218,21 @@ def test_candidates_are_as_exact_as_the_model(monkeypatch):
     assert ('openvino', 'bf16') in candidates('float32', 'cpu')
     assert candidates('float32', 'cpu', 'int8') == [('ort', 'int8'), ('openvino', 'int8')]
     assert candidates('bfloat16', 'cpu') == [('torch', 'bf16')]
+
+
+def test_slow_builders_are_candidates_once_they_have_built(monkeypatch):
+    monkeypatch.setattr(choose, 'probe', lambda name: replace(probe('torch'), name=name))
+    built = candidates('float16', 'cuda', '', lambda *engine: engine == ('tensorrt', 'fp16'))
+    assert built == [('torch', 'fp16'), ('torch_cuda_graph', 'fp16'), ('tensorrt', 'fp16')]
+
+
+def test_trying_a_backend_keeps_an_engine_with_buckets_of_ones_own(engines, capsys):
+    assert main(['engine', 'build', *ORT, '--buckets', '16']) == 0
+    wanted = CheckpointPolicies(None, backend='ort', precision='fp32').wanted('safe')
+    timing = choose._try(wanted, synthetic_frames(wanted.model), None)
+    assert timing.problem == ''
+    assert timing.cached_ms > 0
+    assert read_manifest(wanted.folder, '').identity.buckets == (16, 49)
 
 
 def test_the_fastest_backend_is_chosen_once(tiny, empty, monkeypatch):

@@ -68,6 +68,16 @@ def test_backend_torch_is_the_model_itself(model):
     assert on_engines(Wanted(model, model.preset('safe'), 'torch', 'fp32')) is model
 
 
+def test_what_compiles_nothing_needs_no_build(model, tmp_path):
+    wanted = Wanted(model, model.preset('safe'), 'torch', 'fp32', root=tmp_path / 'engines')
+    engines = load_engines(wanted)
+    assert engines.engines.keys() == set(GRAPHS)
+    assert engines.relevance_layer == 1
+    assert not wanted.folder.exists()
+    build_engines(wanted, (16,))
+    assert load_engines(wanted).engines['decoder_0_4'].buckets == (16, 49)
+
+
 def test_a_second_build_does_nothing(built, fake):
     before = read_manifest(built.folder, BUILD)
     build_engines(built)

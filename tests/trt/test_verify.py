@@ -5,7 +5,7 @@ import pytest
 
 from vla_cache_ros.core.errors import ConfigError, EngineError
 from vla_cache_trt.backends import BACKENDS
-from vla_cache_trt.build import build_engines, on_engines
+from vla_cache_trt.build import Wanted, build_engines, on_engines
 from vla_cache_trt.manifest import read_manifest
 from vla_cache_trt.verify import (
     THRESHOLDS,
@@ -60,6 +60,15 @@ def test_a_damaged_engine_is_not_even_run(built, frames):
     (built.folder / 'head' / 'plan.bin').write_bytes(b'')
     with pytest.raises(EngineError, match='truncated'):
         verify_engines(built, frames)
+
+
+def test_what_compiles_nothing_is_verified_without_a_build(model, frames, tmp_path):
+    wanted = Wanted(model, model.preset('safe'), 'torch', 'fp32', root=tmp_path)
+    assert verify_engines(wanted, frames).passed
+    assert read_manifest(wanted.folder, '').is_blessed
+    build_engines(wanted, (16,))
+    assert verify_engines(wanted, frames).passed
+    assert read_manifest(wanted.folder, '').identity.buckets == (16, 49)
 
 
 def test_without_frames_there_is_nothing_to_compare(built):

@@ -26,6 +26,7 @@ from vla_cache_trt.manifest import (
     MANIFEST,
     RECORD,
     Identity,
+    Manifest,
     check,
     check_files,
     hash_of_files,
@@ -320,7 +321,8 @@ def on_engines(wanted: Wanted) -> 'Vla':
     from vla_cache_trt.runtime import attach
 
     engines = load_engines(wanted)
-    verification = read_manifest(wanted.folder, wanted.build_command).verification
+    manifest = fitting_manifest(wanted)
+    verification = None if manifest is None else manifest.verification
     if verification is not None and not verification.passed:
         raise EngineError(
             f'the engine in {wanted.folder} was compared with PyTorch and refused: it differs. '
@@ -340,38 +342,70 @@ def load_engines(wanted: Wanted) -> 'EngineSet':
     from vla_cache_trt.runtime import EngineSet
 
     module = backend_module(wanted.backend)
-    backend = find_backend(wanted.backend)
-    folder, command = wanted.folder, wanted.build_command
-    manifest = read_manifest(folder, command)
-    check(manifest.identity, wanted.identity(), folder, command)
-    onnx_folder = wanted.onnx_folder(manifest.opset)
+    manifest = fitting_manifest(wanted)
+    identity = wanted.identity() if manifest is None else manifest.identity
+    buckets = identity.buckets or default_buckets(wanted.model)
     engines = {}
     for graph in wanted.graphs():
         name = graph.spec.name
-        record = manifest.graphs.get(name)
-        if record is None or record.spec_sha256 != spec_hash(graph.spec):
-            raise EngineError(
-                f'the engine in {folder} does not fit: graph {name} has other inputs or outputs '
-                f'in this version of vla_cache_ros. Rebuild it with: {command}'
-            )
-        check_files(record, folder / name, command)
-        onnx = None
-        if backend.needs_onnx and (onnx_folder / name).is_dir():
-            onnx = _checked_onnx(onnx_folder, graph, wanted)
-            if _onnx_hash(onnx_folder, name, wanted) != record.onnx_sha256:
-                raise EngineError(
-                    f'the engine of {name} in {folder} was compiled from another export than the '
-                    f'one in {onnx_folder}. Rebuild it with: {command}'
-                )
         engines[name] = module.load_engine(
             graph,
-            onnx,
-            folder / name,
+            None if manifest is None else _checked_graph(wanted, manifest, graph),
+            wanted.folder / name,
             wanted.precision,
-            graph_buckets(graph.spec, manifest.identity.buckets),
+            graph_buckets(graph.spec, buckets),
             wanted.device,
         )
-    return EngineSet(engines, manifest.identity.relevance_layer)
+    return EngineSet(engines, identity.relevance_layer)
+
+
+def fitting_manifest(wanted: Wanted) -> Manifest | None:
+    """The manifest of the engines that are wanted.
+
+    Returns:
+        None where there is none that fits and nothing is compiled, so that none is needed.
+
+    Raises:
+        EngineError: There is none that fits.
+    """
+    command = wanted.build_command
+    try:
+        manifest = read_manifest(wanted.folder, command)
+        check(manifest.identity, wanted.identity(), wanted.folder, command)
+    except EngineError:
+        if find_backend(wanted.backend).needs_onnx:
+            raise
+        return None
+    return manifest
+
+
+def _checked_graph(wanted: Wanted, manifest: Manifest, graph: 'Graph') -> Path | None:
+    """Make sure of a graph's files.
+
+    Returns:
+        Its ONNX file; None where there is none, or the backend takes none.
+
+    Raises:
+        EngineError: A file is damaged, or belongs to other graphs.
+    """
+    name, command, folder = graph.spec.name, wanted.build_command, wanted.folder
+    record = manifest.graphs.get(name)
+    if record is None or record.spec_sha256 != spec_hash(graph.spec):
+        raise EngineError(
+            f'the engine in {folder} does not fit: graph {name} has other inputs or outputs '
+            f'in this version of vla_cache_ros. Rebuild it with: {command}'
+        )
+    check_files(record, folder / name, command)
+    onnx_folder = wanted.onnx_folder(manifest.opset)
+    if not find_backend(wanted.backend).needs_onnx or not (onnx_folder / name).is_dir():
+        return None
+    onnx = _checked_onnx(onnx_folder, graph, wanted)
+    if _onnx_hash(onnx_folder, name, wanted) != record.onnx_sha256:
+        raise EngineError(
+            f'the engine of {name} in {folder} was compiled from another export than the '
+            f'one in {onnx_folder}. Rebuild it with: {command}'
+        )
+    return onnx
 
 
 def _compile(

@@ -5,6 +5,7 @@ a few dense and cached steps; one that misses the thresholds of its precision is
 written beside the engines with what it depends on, and made again when that changes.
 """
 
+import contextlib
 import json
 import os
 import platform
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vla_cache_ros.core.errors import ConfigError, VlaCacheError
+from vla_cache_ros.core.errors import ConfigError, EngineError, VlaCacheError
 from vla_cache_ros.core.types import Observation, Proprioception
 from vla_cache_trt.backends import BACKENDS, probe, version_of
 from vla_cache_trt.build import OnProgress, Wanted, build_engines, load_engines
@@ -24,6 +25,7 @@ from vla_cache_trt.store import cpu_identity, default_root, folder_of
 
 if TYPE_CHECKING:
     from vla_cache_models.vla import Vla
+    from vla_cache_trt.runtime import EngineSet
 
 CHOICE = 'choice.json'
 STEPS = 6
@@ -75,14 +77,20 @@ class Choice:
         )
 
 
-def candidates(dtype: str, device: str, precision: str = '') -> list[tuple[str, str]]:
-    """Backends and precisions to try.
+def candidates(
+    dtype: str,
+    device: str,
+    precision: str = '',
+    is_built: Callable[[str, str], bool] = lambda backend, precision: False,
+) -> list[tuple[str, str]]:
+    """Backends and precisions to try: those that build within seconds or are built already.
 
     Args:
         dtype: Number format of the model.
         device: Where it runs.
         precision: Only this one; empty: all that are as exact as the model, and bf16 where the
             CPU computes it in hardware.
+        is_built: Whether there is an engine of a backend in a precision.
     """
     emulated = not any(flag in cpu_identity().split() for flag in BFLOAT_FLAGS)
 
@@ -95,11 +103,9 @@ def candidates(dtype: str, device: str, precision: str = '') -> list[tuple[str, 
     return [
         (backend.name, name)
         for backend in BACKENDS
-        if backend.quick
-        and device.partition(':')[0] in backend.devices
-        and probe(backend.name).runs_policy
+        if device.partition(':')[0] in backend.devices and probe(backend.name).runs_policy
         for name, graphs in backend.precisions.items()
-        if suits(name, graphs)
+        if suits(name, graphs) and (backend.quick or is_built(backend.name, name))
     ]
 
 
@@ -122,7 +128,9 @@ def choose_backend(
     Raises:
         ConfigError: No backend suits.
     """
-    tried = candidates(dtype, device, precision)
+    tried = candidates(
+        dtype, device, precision, lambda backend, name: wanted(backend, name).is_built
+    )
     if not tried:
         raise ConfigError(
             f'no backend of this machine computes {precision or dtype} on {device}; '
@@ -215,8 +223,7 @@ def _try(
     try:
         if wanted.backend == 'torch':
             return time_steps(wanted.model, wanted, observations)
-        build_engines(wanted, on_progress=on_progress)
-        engines = load_engines(wanted)
+        engines = _build_or_load(wanted, on_progress)
         figures = compare(wanted.model, engines, wanted.reuse, observations)
         if missed := failures(figures, THRESHOLDS[wanted.precision]):
             return Timing(wanted.backend, wanted.precision, problem=f'differs ({missed[0]})')
@@ -226,6 +233,14 @@ def _try(
         return Timing(
             wanted.backend, wanted.precision, problem=f'fails ({type(error).__name__}: {line})'
         )
+
+
+def _build_or_load(wanted: Wanted, on_progress: OnProgress | None) -> 'EngineSet':
+    """What is built and fits is taken, with whatever buckets; else it is built."""
+    with contextlib.suppress(EngineError):
+        return load_engines(wanted)
+    build_engines(wanted, on_progress=on_progress)
+    return load_engines(wanted)
 
 
 def _circumstances(tried: Sequence[tuple[str, str]], device: str) -> dict[str, Any]:

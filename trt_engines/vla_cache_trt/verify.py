@@ -16,7 +16,7 @@ from vla_cache_ros.core.config import ReuseConfig
 from vla_cache_ros.core.controller import PlannedStep, ReuseController
 from vla_cache_ros.core.errors import ConfigError
 from vla_cache_ros.core.types import Observation
-from vla_cache_trt.build import Wanted, load_engines
+from vla_cache_trt.build import Wanted, build_engines, fitting_manifest, load_engines
 from vla_cache_trt.manifest import Verification
 from vla_cache_trt.store import mark_verified, now
 
@@ -153,6 +153,8 @@ def verify_engines(
     """
     if not observations:
         raise ConfigError('there are no frames to compare on; record some with `vla-cache bench`.')
+    if fitting_manifest(wanted) is None:  # nothing to compile, but a record to keep
+        build_engines(wanted)
     engines = load_engines(wanted)
     figures = compare(wanted.model, engines, wanted.reuse, observations, on_progress)
     thresholds = THRESHOLDS[wanted.precision]
