@@ -125,13 +125,15 @@ def measure(options: Options, shape: Shape) -> dict[str, Any]:
     dense = model.preset('off')
     results: dict[str, BenchResult] = {}
     backends: dict[str, Any] = {}
+    layout = model.layout
     for name in chosen_backends(options):
         own = on_backend(options, model, reuse, name)
         policies = VlaPolicy(own.share(), dense), VlaPolicy(own.share(), reuse)
         results[name] = time_policies(*policies, observations[: options.frames], options.repeats)
+        layout = policies[1].layout
         backends[name] = {'version': probe(name).version, **summarize(results[name])}
         del own, policies
-    work = arms_work('openvla_oft', shape.config, model.layout, results['torch'])
+    work = arms_work('openvla_oft', shape.config, layout, results['torch'])
     on_gpu = torch.device(options.device).type == 'cuda'
     device_name = torch.cuda.get_device_name() if on_gpu else 'CPU'
     return {
