@@ -155,6 +155,13 @@ def test_a_backend_that_is_not_installed_is_said_before_anything_is_loaded(monke
     assert 'pip install openvino' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('action', ['build', 'verify'])
+def test_a_backend_without_its_gpu_is_refused_by_name(action, monkeypatch, capsys):
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
+    assert main(['engine', action, '--backend', 'torch_cuda_graph', '--device', 'cuda']) == 2
+    assert 'backend torch_cuda_graph cannot run here' in capsys.readouterr().err
+
+
 def test_a_missing_engine_names_the_whole_command(tiny, empty, capsys):
     assert main(['engine', 'verify', *ORT, '--engine-folder', str(empty)]) == 2
     command = (

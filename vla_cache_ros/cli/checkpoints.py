@@ -118,16 +118,20 @@ class CheckpointPolicies:
     tower_depth: int | None = None
 
     @classmethod
-    def chosen(cls, options: PolicyOptions, dense_on: str = DENSE_ON) -> 'CheckpointPolicies':
+    def chosen(
+        cls, options: PolicyOptions, dense_on: str = DENSE_ON, *, to_run: bool = True
+    ) -> 'CheckpointPolicies':
         """The policies that a command's options name; the backend is settled, which may take time.
 
         Args:
             options: The command's.
             dense_on: See above.
+            to_run: Whether the backend must run here; else engines are built for it.
 
         Raises:
             CheckpointError: There are no weights.
             ConfigError: Options contradict one another.
+            EngineError: The backend does not run here.
             UnknownNameError: There is no such backend or precision.
         """
         shape = _random_shape(options)
@@ -143,7 +147,7 @@ class CheckpointPolicies:
             dense_on=DENSE_ON if dense_on == 'off' else dense_on,
             **shape,
         )
-        return policies._settled()
+        return policies._settled(to_run)
 
     def __call__(self, cache: str) -> Policy:
         """Build the policy with a reuse preset.
@@ -251,12 +255,14 @@ class CheckpointPolicies:
         digest.update(fingerprint(f for f in files if f.suffix in WEIGHT_SUFFIXES).encode())
         return digest.hexdigest()[:12]
 
-    def _settled(self) -> 'CheckpointPolicies':
+    def _settled(self, to_run: bool) -> 'CheckpointPolicies':
         """The same with one backend, one precision and the dtype that they need."""
-        from vla_cache_trt.backends import settle_precision
+        from vla_cache_trt.backends import backend_module, settle_precision
 
         if self.backend == 'auto':
             return self._fastest()
+        if to_run and self.backend != 'torch':
+            backend_module(self.backend)  # what it lacks is said before a model is loaded
         precision, dtype = settle_precision(
             self.backend, self.precision, self.dtype, PolicyOptions.dtype
         )

@@ -143,7 +143,8 @@ def parse_buckets(text: str) -> tuple[int, ...] | None:
 def _export(config: Export) -> int:
     from vla_cache_trt.build import export_graphs
 
-    wanted = CheckpointPolicies.chosen(config, config.cache).wanted(config.cache)
+    policies = CheckpointPolicies.chosen(config, config.cache, to_run=False)
+    wanted = policies.wanted(config.cache)
     with step_progress('exporting') as on_progress:
         files = export_graphs(wanted, on_progress, config.opset)
     for path in files.values():
@@ -159,7 +160,7 @@ def _build(config: Build) -> int:
     buckets = parse_buckets(config.buckets)
     if config.backend != 'auto':  # what is not installed is said before a model is loaded
         backend_module(config.backend, to_run=not config.compute_capability)
-    policies = CheckpointPolicies.chosen(config, config.cache)
+    policies = CheckpointPolicies.chosen(config, config.cache, to_run=False)
     wanted = policies.wanted(config.cache, config.compute_capability)
     if wanted.backend == 'torch':
         _say('backend torch runs the model as it is; there is nothing to build.')

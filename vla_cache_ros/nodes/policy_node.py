@@ -45,7 +45,7 @@ from vla_cache_ros.nodes.pairing import Drop, PairedInputs, Pairing
 from vla_cache_ros.nodes.parameters import PolicyParameters, declare, read
 from vla_cache_ros.nodes.running import autostart, run_nodes
 from vla_cache_ros.resources import resource_folder
-from vla_cache_trt.backends import settle_precision
+from vla_cache_trt.backends import backend_module, settle_precision
 
 PolicyFactory = Callable[[PolicyParameters], Policy]
 
@@ -478,6 +478,8 @@ def load_policy(parameters: PolicyParameters) -> Policy:
     precision, dtype = settle_precision(
         parameters.backend, parameters.precision, parameters.dtype, PolicyParameters.dtype
     )
+    if parameters.backend != 'torch':
+        backend_module(parameters.backend)  # what it lacks is said before a model is loaded
     model = load_model(
         parameters.checkpoint or resource_folder('weights'),
         unnorm_key=parameters.unnorm_key,
