@@ -16,6 +16,7 @@ from vla_cache_models.prismatic.preprocessing import ImageTransform
 from vla_cache_models.prismatic.prompt import LlamaPrompt
 from vla_cache_models.vla import Inputs, Prompt, camera_image
 from vla_cache_ros.core.config import ReuseConfig, preset
+from vla_cache_ros.core.kv_cache import KVCache
 from vla_cache_ros.core.layout import TokenLayout
 from vla_cache_ros.core.types import Observation, Proprioception
 
@@ -150,6 +151,12 @@ class PrismaticVla:
             return sequence
         return sequence[:, torch.from_numpy(slots).to(self._device)]
 
+    def decode_actions(
+        self, hidden: Tensor, prompt: Prompt, cache: KVCache
+    ) -> NDArray[np.float32]:
+        """Actions from the hidden states; each model has its own head."""
+        raise NotImplementedError
+
     def reset(self) -> None:
         """Forget the gripper's state."""
         self._interface.embodiment.reset()
@@ -191,7 +198,7 @@ class PrismaticVla:
             )
         return self._prompt
 
-    def _actions(self, normalised: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _actions(self, normalised: NDArray[np.floating]) -> NDArray[np.float32]:
         """Actions in ActionChunk's convention from what the head gives, [T, A]."""
         physical = self._interface.norm_stats.action.denormalise(normalised)
         return self._interface.embodiment.to_actions(physical)
