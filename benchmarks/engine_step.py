@@ -51,7 +51,13 @@ from vla_cache_ros.core.errors import ConfigError
 from vla_cache_ros.core.kv_cache import KVCache
 from vla_cache_ros.core.types import Observation
 from vla_cache_trt.backends import find_backend, graph_dtype, version_of
-from vla_cache_trt.buckets import choose_buckets, default_buckets, fit, per_layer, record_history
+from vla_cache_trt.buckets import (
+    choose_buckets,
+    default_buckets,
+    per_layer,
+    record_history,
+    waste,
+)
 from vla_cache_trt.build import Wanted, build_engines, load_engines
 from vla_cache_trt.engine import BoundEngine, Engine, GraphSpec
 from vla_cache_trt.runtime import EngineSet, attach
@@ -331,11 +337,10 @@ def losses(
     summary = summarize(result)
     dense, cached = summary['step_ms']['dense']['p50'], summary['step_ms']['cached']['p50']
     stages = summary['stage_ms']['cached']
-    tokens = int(np.median([step.report.plan.recompute[-1].size for step in result.cached]))
+    history = [len(step.report.plan.recompute[-1]) for step in result.cached]
     decoder = sum(ms for name, ms in inside['cached'].items() if name.startswith('decoder'))
-    bucket = fit(buckets, tokens)
-    padding = decoder * (bucket - tokens) / bucket
-    rows = row_copy_ms(model, tokens)
+    padding = decoder * waste(history, buckets).share_of_work
+    rows = row_copy_ms(model, int(np.median(history)))
     around = stages['decoder'] - decoder
     decision = summary['decision_ms'] or 0.0
     beyond = cached - dense / ceiling
