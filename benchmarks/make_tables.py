@@ -417,6 +417,44 @@ def _waste_row(label: str, row: Result) -> list[str]:
 def engine_step(result: Result) -> list[str]:
     """Steps on every engine, dense against cached, and where the rest goes."""
     cases, ceiling = result['cases'], result['ceiling']
+    work = result['giga_multiply_adds']
+    one = next(iter(cases.values()))
+    return [
+        f'## Engines: time of a step, {result["about"]}',
+        '',
+        f'![Steps per engine](images/{result["image"]})',
+        '',
+        *_engine_table(cases, ceiling),
+        '',
+        f'{result["parameters"] / 1e6:.0f} million parameters, {result["tokens"]} tokens, prune '
+        f'layers {", ".join(map(str, result["prune_layers"]))}, buckets '
+        f'{", ".join(map(str, result["buckets"]))}, {result["threads"]} threads; '
+        f'{one["recompute_ratio"]:.0%} of the token-layers recomputed. {one["frames"]} steps '
+        f'({"; ".join(result["frames_from"])}), all policies on every frame in rotating order. '
+        f'Ceiling: dense / cached {ceiling:.2f} by work ({work["dense"]:.2f} -> '
+        f'{work["cached"]:.2f} giga multiply-adds). torch: PyTorch eager, without engines.',
+        '',
+        *_engine_stages(cases),
+        *_engine_losses(cases),
+    ]
+
+
+def engine_step_brief(result: Result) -> list[str]:
+    """The README's part of `engine_step`."""
+    return [
+        f'## Engines: time of a step, {result["about"]}',
+        '',
+        *_engine_table(result['cases'], result['ceiling']),
+        '',
+        f'{result["parameters"] / 1e6:.0f} million parameters, {result["tokens"]} tokens, CPU, '
+        f'{result["threads"]} threads. The ceiling is dense / cached by work, '
+        f'{result["ceiling"]:.2f}.',
+        '',
+    ]
+
+
+def _engine_table(cases: Mapping[str, Result], ceiling: float) -> list[str]:
+    """A row per case, dense against cached."""
     eager = cases.get('torch fp32', {}).get('step_ms')
     rows = []
     for case, found in cases.items():
@@ -446,26 +484,7 @@ def engine_step(result: Result) -> list[str]:
         'cached',
         'deciding, of a cached step',
     ]
-    work = result['giga_multiply_adds']
-    one = next(iter(cases.values()))
-    return [
-        f'## Engines: time of a step, {result["about"]}',
-        '',
-        f'![Steps per engine](images/{result["image"]})',
-        '',
-        *table(columns, rows),
-        '',
-        f'{result["parameters"] / 1e6:.0f} million parameters, {result["tokens"]} tokens, prune '
-        f'layers {", ".join(map(str, result["prune_layers"]))}, buckets '
-        f'{", ".join(map(str, result["buckets"]))}, {result["threads"]} threads; '
-        f'{one["recompute_ratio"]:.0%} of the token-layers recomputed. {one["frames"]} steps '
-        f'({"; ".join(result["frames_from"])}), all policies on every frame in rotating order. '
-        f'Ceiling: dense / cached {ceiling:.2f} by work ({work["dense"]:.2f} -> '
-        f'{work["cached"]:.2f} giga multiply-adds). torch: PyTorch eager, without engines.',
-        '',
-        *_engine_stages(cases),
-        *_engine_losses(cases),
-    ]
+    return table(columns, rows)
 
 
 def _engine_stages(cases: Mapping[str, Result]) -> list[str]:
@@ -618,7 +637,13 @@ DEFAULT_COMMANDS = {
     name: f'python benchmarks/{name}.py --json > benchmarks/results/{name}.json'
     for name in ('patch_compare', 'middleware')
 }
-README_SECTIONS = ('paired_success', 'step_latency_safe', 'demo')
+README_SECTIONS: dict[str, Callable[[Result], list[str]]] = {
+    'paired_success': paired_success,
+    'step_latency_safe': step_latency,
+    'demo': demo,
+    'engine_step_oft_300m': engine_step_brief,
+}
+"""Result file -> its section in the README."""
 
 
 def render_section(name: str, result: Result) -> list[str]:
@@ -639,9 +664,9 @@ def render_document(results: Mapping[str, Result]) -> str:
 def render_readme(text: str, results: Mapping[str, Result]) -> str:
     """Replace the README's block of tables."""
     lines: list[str] = []
-    for name in README_SECTIONS:
+    for name, render in README_SECTIONS.items():
         if name in results:
-            lines += [line.replace('## ', '### ', 1) for line in RENDERERS[name](results[name])]
+            lines += [line.replace('## ', '### ', 1) for line in render(results[name])]
     if not BLOCK.search(text):
         raise SystemExit('README.md has no <!-- benchmarks:begin --> .. end block')
     block = '\n'.join(lines).strip()

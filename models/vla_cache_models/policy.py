@@ -202,6 +202,21 @@ def _in_order(measured: Mapping[str, float], step: PlannedStep) -> dict[str, flo
     return {'preprocess': measured['preprocess'], **planned, **rest}
 
 
+def _check_placement(dtype: str, device: str) -> None:
+    """Check number format and device before anything is read."""
+    if dtype not in DTYPES:
+        raise UnknownNameError('dtype', dtype, DTYPES)
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise UnknownNameError('device', device, ('cpu', 'cuda', 'cuda:1')) from error
+    if kind == 'cuda' and not torch.cuda.is_available():
+        raise ConfigError(
+            f'device is {device!r}, but torch {torch.__version__} sees no NVIDIA GPU here; take '
+            'cpu, or install a CUDA build of torch and the driver (`vla-cache doctor`).'
+        )
+
+
 def load_model(
     checkpoint: Path | str,
     *,
@@ -224,10 +239,9 @@ def load_model(
     Raises:
         CheckpointError: The folder cannot be loaded; nothing was allocated for it.
         ConfigError: The checkpoint has several datasets and no key was given, or it takes none.
-        UnknownNameError: Unknown dtype, dataset or embodiment.
+        UnknownNameError: Unknown dtype, device, dataset or embodiment.
     """
-    if dtype not in DTYPES:
-        raise UnknownNameError('dtype', dtype, DTYPES)
+    _check_placement(dtype, device)
     folder = Path(checkpoint)
     from vla_cache_models.loading.formats import detect_format
 
@@ -310,8 +324,7 @@ def random_model(
         UnknownNameError: Unknown model or dtype.
         ConfigError: The depths do not fit.
     """
-    if dtype not in DTYPES:
-        raise UnknownNameError('dtype', dtype, DTYPES)
+    _check_placement(dtype, device)
     from vla_cache_models.prismatic.build import random_vla
 
     return random_vla(

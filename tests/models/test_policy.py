@@ -12,7 +12,12 @@ from hypothesis import strategies as st
 from tests.models.conftest import INSTRUCTION, make_checkpoint, make_observation, tiny_config
 from vla_cache_models.policy import VlaPolicy, load_policy
 from vla_cache_models.small.vla import SmallVla
-from vla_cache_ros.core.errors import InstructionError, ObservationError, UnknownNameError
+from vla_cache_ros.core.errors import (
+    ConfigError,
+    InstructionError,
+    ObservationError,
+    UnknownNameError,
+)
 from vla_cache_ros.core.layout import ATTENTION_RULES
 from vla_cache_ros.core.plan import PatchStatus
 from vla_cache_ros.core.types import Observation, Proprioception
@@ -155,6 +160,19 @@ def test_unusable_instructions_are_refused(instruction: str, message: str) -> No
 def test_nan_proprioception_is_refused() -> None:
     with pytest.raises(ObservationError, match='NaN'):
         Proprioception(np.full(3, np.nan), np.array([0, 0, 0, 1.0]), np.zeros(2))
+
+
+def test_a_gpu_that_is_not_there_is_refused_before_anything_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    with pytest.raises(ConfigError, match='sees no NVIDIA GPU'):
+        load_policy('anywhere', device='cuda')
+
+
+def test_unknown_device_is_refused() -> None:
+    with pytest.raises(UnknownNameError, match='valid: cpu, cuda'):
+        load_policy('anywhere', device='gpu')
 
 
 def test_unknown_dtype_is_refused() -> None:
