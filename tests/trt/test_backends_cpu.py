@@ -34,6 +34,8 @@ from vla_cache_trt.export import export_onnx
 from vla_cache_trt.graphs import decoder_graphs, model_graphs
 from vla_cache_trt.runtime import EngineDecoder, EngineSet
 
+pytestmark = pytest.mark.slow
+
 OnnxOf = Callable[[str], Path]
 
 

@@ -31,6 +31,8 @@ from vla_cache_trt.export import (
 )
 from vla_cache_trt.graphs import model_graphs
 
+pytestmark = pytest.mark.slow
+
 MODELS = ('small', *prismatic.MODELS)
 DTYPES = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
 # Largest absolute difference from PyTorch in the same precision.

@@ -31,6 +31,8 @@ from vla_cache_trt.backends.torch_eager import TorchEngine
 from vla_cache_trt.graphs import model_graphs
 from vla_cache_trt.runtime import EngineNetwork, EngineSet, attach
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-5
 ENTROPY = {'schedule': 'code', 'fixed_ratios': ()}
 
