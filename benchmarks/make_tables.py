@@ -132,7 +132,8 @@ def demo(result: Result) -> list[str]:
         '',
         *table(['ms: p50 / p95 / p99', 'dense', f'cached ({result["cache"]})'], rows),
         '',
-        f'`{result["task"]}`, {result["success"]["pairs"]} pairs; dense / cached: {ratios}. The '
+        f'`{result["task"]}`, {result["success"]["pairs"]} pairs on {_backend(result)}; '
+        f'dense / cached: {ratios}. The '
         'whole loop holds the simulator and its rendering, which take most of the time here. In '
         'lockstep the simulator waits for each command, so the rates are what this machine '
         'sustains, not a deadline kept.',
@@ -729,6 +730,14 @@ def _percent(arm: Mapping[str, Any]) -> str:
 def _times(dense: float, cached: float) -> tuple[str, str, str]:
     ratio = f'{dense / cached:.2f}' if min(dense, cached) > 0.05 else ''
     return f'{dense:.2f}', f'{cached:.2f}', ratio
+
+
+def _backend(result: Result) -> str:
+    """What the policy ran on, in words."""
+    config = result['config']
+    return ' '.join(
+        filter(None, (config.get('backend', 'torch'), config.get('precision') or config['dtype']))
+    )
 
 
 def _quantiles(times: Mapping[str, float] | None) -> str:
