@@ -10,6 +10,7 @@ graph on these addresses, and nothing else.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -24,7 +25,7 @@ SLOTS = 'slots'
 """The input that says where the new K/V rows go."""
 
 
-class BoundBuffers:
+class BoundBuffers(ABC):
     """A `vla_cache_trt.engine.BoundEngine` without the run itself, see `_execute`."""
 
     def __init__(
@@ -69,9 +70,9 @@ class BoundBuffers:
             self.v.index_copy_(3, slots, v_rows)
         return self._outputs[bucket]
 
+    @abstractmethod
     def _execute(self, bucket: int) -> None:
         """Run the graph from its input buffers into its output and row buffers."""
-        raise NotImplementedError
 
     def _arguments(self, bucket: int) -> dict[str, Tensor]:
         """Everything that the graph takes, by name, in its order."""

@@ -65,6 +65,34 @@ class Package:
     install: str
 
 
+class PlanEngine:
+    """A loaded plan; each package binds it in its own way."""
+
+    def __init__(
+        self,
+        trt: Any,
+        runtime: Any,
+        engine: Any,
+        spec: GraphSpec,
+        buckets: tuple[int, ...],
+        device: torch.device,
+    ) -> None:
+        """Take what was loaded.
+
+        Args:
+            trt: The package.
+            runtime: Lives as long as the engine.
+            engine: Its profiles are in the order of the buckets.
+            spec: Of the graph.
+            buckets: Of the engine.
+            device: The GPU.
+        """
+        self.trt, self.engine, self.device = trt, engine, device
+        self.spec = spec
+        self.buckets = buckets
+        self._runtime = runtime
+
+
 def load_package(package: Package) -> Any:
     """Import the package.
 

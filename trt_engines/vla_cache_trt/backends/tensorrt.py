@@ -19,6 +19,7 @@ from vla_cache_trt.backends.capture import CapturedBuffers, check_cuda
 from vla_cache_trt.backends.common import engine_buckets, needs_onnx
 from vla_cache_trt.backends.nvidia import (
     Package,
+    PlanEngine,
     bind_context,
     build_plan,
     execute,
@@ -27,7 +28,7 @@ from vla_cache_trt.backends.nvidia import (
     load_plan,
     version,
 )
-from vla_cache_trt.engine import Graph, GraphSpec
+from vla_cache_trt.engine import Graph
 
 NAME = 'tensorrt'
 PACKAGE = Package(
@@ -110,32 +111,8 @@ def load_engine(
     return TensorRtEngine(trt, runtime, engine, graph.spec, buckets, device)
 
 
-class TensorRtEngine:
+class TensorRtEngine(PlanEngine):
     """See `vla_cache_trt.engine.Engine`."""
-
-    def __init__(
-        self,
-        trt: Any,
-        runtime: Any,
-        engine: Any,
-        spec: GraphSpec,
-        buckets: tuple[int, ...],
-        device: torch.device,
-    ) -> None:
-        """Take what was loaded.
-
-        Args:
-            trt: The package.
-            runtime: Lives as long as the engine.
-            engine: Its profiles are in the order of the buckets.
-            spec: Of the graph.
-            buckets: Of the engine.
-            device: The GPU.
-        """
-        self.trt, self.engine, self.device = trt, engine, device
-        self.spec = spec
-        self.buckets = buckets
-        self._runtime = runtime
 
     def bind(self, k: Tensor | None = None, v: Tensor | None = None) -> 'BoundTensorRt':
         """Give it buffers and one cache, and capture every bucket.

@@ -21,6 +21,7 @@ from vla_cache_trt.backends.capture import WARM_UP_RUNS, check_cuda, fill_harmle
 from vla_cache_trt.backends.common import BoundBuffers, engine_buckets, needs_onnx
 from vla_cache_trt.backends.nvidia import (
     Package,
+    PlanEngine,
     bind_context,
     build_plan,
     execute,
@@ -144,7 +145,7 @@ def load_engine(
     return RtxEngine(trt, runtime, engine, graph.spec, buckets, device, folder / KERNELS)
 
 
-class RtxEngine:
+class RtxEngine(PlanEngine):
     """See `vla_cache_trt.engine.Engine`."""
 
     def __init__(
@@ -157,21 +158,8 @@ class RtxEngine:
         device: torch.device,
         kernels: Path,
     ) -> None:
-        """Take what was loaded.
-
-        Args:
-            trt: The package.
-            runtime: Lives as long as the engine.
-            engine: Its profiles are in the order of the buckets.
-            spec: Of the graph.
-            buckets: Of the engine.
-            device: The GPU.
-            kernels: File of the kernels compiled on this GPU.
-        """
-        self.trt, self.engine, self.device = trt, engine, device
-        self.spec = spec
-        self.buckets = buckets
-        self._runtime = runtime
+        """Take what was loaded; kernels: file of those compiled on this GPU."""
+        super().__init__(trt, runtime, engine, spec, buckets, device)
         self._kernels = kernels
 
     def bind(self, k: Tensor | None = None, v: Tensor | None = None) -> 'BoundRtx':

@@ -4,11 +4,11 @@ It runs the graph's own module. Unlike the others it allocates while it runs, as
 copies what comes out into the buffers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vla_cache_ros.core.errors import EngineError
 from vla_cache_trt.backends.common import BoundBuffers, engine_buckets
@@ -66,7 +66,7 @@ class TorchEngine:
         """Inputs and outputs."""
         return self._graph.spec
 
-    def bind(self, k: Tensor | None = None, v: Tensor | None = None) -> 'BoundTorch':
+    def bind(self, k: Tensor | None = None, v: Tensor | None = None) -> BoundBuffers:
         """Give it buffers and one cache."""
         return BoundTorch(self._graph, self.buckets, k, v, self._device)
 
@@ -86,8 +86,14 @@ class BoundTorch(BoundBuffers):
         super().__init__(graph.spec, buckets, k, v, device)
         self._module = graph.module
 
-    @torch.no_grad()
     def _execute(self, bucket: int) -> None:
-        computed = self._module(*self._arguments(bucket).values())
-        for buffer, tensor in zip(self._results(bucket).values(), computed, strict=True):
-            buffer.copy_(tensor)
+        run_module(self._module, self._arguments(bucket), self._results(bucket))
+
+
+@torch.no_grad()
+def run_module(
+    module: nn.Module, arguments: Mapping[str, Tensor], results: Mapping[str, Tensor]
+) -> None:
+    """Run a graph's module from its input buffers into its output and row buffers."""
+    for buffer, tensor in zip(results.values(), module(*arguments.values()), strict=True):
+        buffer.copy_(tensor)
