@@ -63,6 +63,8 @@ class OpenVlaOft(PrismaticVla):
         self._proprioception = interface.norm_stats.proprioception
         self._oft: OpenVlaOftNetwork = network
         self._stop = torch.tensor([[STOP_ID]], device=self._device)
+        slots = (1, CHUNK_SIZE * ACTION_SIZE, network.config.decoder.width)
+        self._slots = torch.zeros(slots, device=self._device, dtype=self._dtype)
 
     def decode_actions(
         self, hidden: Tensor, prompt: Prompt, cache: KVCache
@@ -84,11 +86,7 @@ class OpenVlaOft(PrismaticVla):
         return (self._oft.proprioception_projector(inputs.proprioception)[:, None],)
 
     def _closing(self) -> tuple[Tensor, ...]:
-        width = self._network.config.decoder.width
-        slots = torch.zeros(
-            1, CHUNK_SIZE * ACTION_SIZE, width, device=self._device, dtype=self._dtype
-        )
-        return slots, self._network.text_embedding(self._stop)
+        return self._slots, self._network.text_embedding(self._stop)
 
     def _normalise(self, state: Proprioception) -> Tensor:
         normalised = self._proprioception.normalise(libero_state(state))

@@ -1,5 +1,6 @@
 """What the three models have in common behind `VlaPolicy`."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,7 +44,7 @@ class Interface:
     weights_sha256: str = ''
 
 
-class PrismaticVla:
+class PrismaticVla(ABC):
     """See `vla_cache_models.vla.Vla`; a model adds its layout, its extra tokens and its head."""
 
     name: str
@@ -151,11 +152,11 @@ class PrismaticVla:
             return sequence
         return sequence[:, torch.from_numpy(slots).to(self._device)]
 
+    @abstractmethod
     def decode_actions(
         self, hidden: Tensor, prompt: Prompt, cache: KVCache
     ) -> NDArray[np.float32]:
         """Actions from the hidden states; each model has its own head."""
-        raise NotImplementedError
 
     def reset(self) -> None:
         """Forget the gripper's state."""
@@ -174,8 +175,9 @@ class PrismaticVla:
             replace(self._interface, embodiment=embodiment),
         )
 
+    @abstractmethod
     def _layout_of(self, prompt_length: int) -> TokenLayout:
-        raise NotImplementedError
+        """The layout for a prompt of so many ids, BOS included."""
 
     def _between(self, inputs: Inputs) -> tuple[Tensor, ...]:
         """Tokens between vision and prompt, each [1, n, D]."""
