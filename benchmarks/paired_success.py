@@ -18,7 +18,7 @@ import tyro
 
 from vla_cache_ros.cli.checkpoints import CheckpointPolicies, find_checkpoint
 from vla_cache_ros.cli.evaluate import EvaluateConfig, episode_grid, evaluate
-from vla_cache_ros.cli.paired import pair_rows, summarize_pairs
+from vla_cache_ros.evaluation.paired import pair_rows, summarize_pairs
 from vla_cache_ros.cli.report.machine import describe_machine, describe_versions
 
 RESULTS = Path(__file__).parent / 'results'

@@ -141,6 +141,11 @@ class LiberoEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         return self._task.instruction
 
     @property
+    def control_frequency_hz(self) -> float:
+        """Actions per second of simulated time."""
+        return CONTROL_FREQUENCY_HZ
+
+    @property
     def scene(self) -> Scene:
         """Poses and image masks of the objects of the task: for training, never for a policy.
 

@@ -90,6 +90,7 @@ class FakeEnv:
         self.observed = 0
         self.closed = False
         self.instruction = 'pick up the cube'
+        self.control_frequency_hz = 20.0
 
     def reset(self, *, seed=None, options=None):
         self.task, self.init_state = options['task'], options['init_state']

@@ -2,9 +2,10 @@ import pytest
 from cli_fakes import FakeEnv, FakePolicy
 
 from vla_cache_ros.cli.bench import WARM_UP_FRAMES, summarize, time_policies
-from vla_cache_ros.cli.episodes import EpisodeSpec, run_episode
 from vla_cache_ros.cli.recording import RecordingPolicy
 from vla_cache_ros.core.errors import ConfigError
+from vla_cache_ros.evaluation.episode import EpisodeSpec
+from vla_cache_ros.evaluation.rollout import run_episode
 
 
 class Timetable(FakePolicy):

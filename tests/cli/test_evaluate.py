@@ -2,8 +2,8 @@ import json
 
 import pytest
 from cli_fakes import FakeEnv, FakeEnvs, FakePolicies, FakePolicy
-
 from vla_cache_ros.cli.episodes import EpisodeSpec, read_rows, run_episode
+
 from vla_cache_ros.cli.evaluate import EvaluationError, evaluate, rates_by_task
 from vla_cache_ros.cli.tasks import TaskName
 from vla_cache_ros.core.errors import ConfigError

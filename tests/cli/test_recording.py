@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 from cli_fakes import FakeEnv, FakePolicy
 
-from vla_cache_ros.cli.episodes import EpisodeSpec, run_episode
 from vla_cache_ros.cli.recording import (
     RecordingPolicy,
     load_observations,
@@ -11,6 +10,8 @@ from vla_cache_ros.cli.recording import (
     save_observations,
 )
 from vla_cache_ros.core.errors import ConfigError
+from vla_cache_ros.evaluation.episode import EpisodeSpec
+from vla_cache_ros.evaluation.rollout import run_episode
 
 
 @pytest.fixture

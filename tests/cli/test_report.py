@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from cli_fakes import LAYOUT, FakeEnv, FakePolicy, random_plan
 
-from vla_cache_ros.cli.episodes import EpisodeSpec, run_episode
 from vla_cache_ros.cli.recording import RecordingPolicy
 from vla_cache_ros.cli.report.overlay import draw_overlay, patch_grids, reused_by_group
 from vla_cache_ros.cli.report.page import METRICS, PAGE, VIDEO, write_report
@@ -20,6 +19,8 @@ from vla_cache_ros.cli.report.result import (
     compute_metrics,
 )
 from vla_cache_ros.core.plan import PatchStatus
+from vla_cache_ros.evaluation.episode import EpisodeSpec
+from vla_cache_ros.evaluation.rollout import run_episode
 
 
 def play(cache: str, init_state: int, outcome: str = '') -> DemoEpisode:

@@ -16,14 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_cache_ros.cli.checkpoints import CheckpointPolicies, ModelOptions, find_checkpoint
-from vla_cache_ros.cli.episodes import EpisodeSpec
 from vla_cache_ros.cli.progress import Progress
 from vla_cache_ros.cli.recording import load_observations, record_episode
-from vla_cache_ros.cli.statistics import quantiles
 from vla_cache_ros.cli.tasks import parse_task
 from vla_cache_ros.core.errors import ConfigError
 from vla_cache_ros.core.protocols import Policy
 from vla_cache_ros.core.types import Observation, StepReport
+from vla_cache_ros.evaluation.episode import EpisodeSpec
+from vla_cache_ros.evaluation.statistics import quantiles
 
 WARM_UP_FRAMES = 3
 DECISION_STAGES = ('diff', 'selection')

@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +16,6 @@ from vla_cache_trt.build import DENSE_ON
 if TYPE_CHECKING:
     from vla_cache_models.vla import Vla
     from vla_cache_trt.build import Wanted
-
-PolicyFactory = Callable[[str], Policy]
-"""Builds the policy with a reuse preset ('off', 'paper', 'safe'); picklable."""
 
 GET_WEIGHTS = 'git checkout -- models/weights (or train: vla-cache train)'
 WEIGHT_SUFFIXES = ('.safetensors', '.pt')

@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from vla_cache_ros.cli.checkpoints import CheckpointPolicies, PolicyFactory, PolicyOptions
-from vla_cache_ros.cli.episodes import EpisodeSpec, default_execute_steps
-from vla_cache_ros.cli.evaluate import EnvironmentFactory, make_libero
+from vla_cache_ros.cli.checkpoints import CheckpointPolicies, PolicyOptions
+from vla_cache_ros.cli.environments import make_libero
 from vla_cache_ros.cli.live import ArmStatus, LiveTable
 from vla_cache_ros.cli.recording import RecordingPolicy
 from vla_cache_ros.cli.report.overlay import patch_grids
@@ -26,11 +25,14 @@ from vla_cache_ros.cli.report.result import (
     DemoResult,
     GraphFigures,
 )
-from vla_cache_ros.cli.tasks import TaskName, parse_indices, parse_task
+from vla_cache_ros.cli.tasks import parse_indices, parse_task
 from vla_cache_ros.core.errors import SimulatorError
 from vla_cache_ros.core.plan import PatchStatus
 from vla_cache_ros.core.protocols import Policy
 from vla_cache_ros.core.types import Observation, Proprioception
+from vla_cache_ros.evaluation.environment import EnvironmentFactory, PolicyFactory
+from vla_cache_ros.evaluation.episode import EpisodeSpec, TaskName
+from vla_cache_ros.evaluation.rollout import default_execute_steps
 from vla_cache_ros.resources import find_resource
 
 PARAMETERS = 'libero_small_vla.yaml'

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_cache_ros.cli.episodes import EpisodeSpec, run_episode
-from vla_cache_ros.cli.evaluate import EnvironmentFactory, make_libero
+from vla_cache_ros.cli.environments import make_libero
 from vla_cache_ros.core.errors import ConfigError
 from vla_cache_ros.core.layout import TokenLayout
 from vla_cache_ros.core.protocols import Policy
 from vla_cache_ros.core.types import ActionChunk, Observation, Proprioception
+from vla_cache_ros.evaluation.environment import EnvironmentFactory
+from vla_cache_ros.evaluation.episode import EpisodeSpec
+from vla_cache_ros.evaluation.rollout import run_episode
 
 FORMAT = 'vla_cache_ros frames 1'
 
@@ -109,7 +111,7 @@ def record_episode(
 
     Args:
         policy: Drives.
-        spec: The episode; its `cache` should be the policy's.
+        spec: The episode; its arm should be the policy's.
         folder: Where the file goes; its name tells the episode.
         image_size_px: Side of the rendered images; None: what the policy sees. Other sizes let
             models of a finer input replay the frames.
@@ -126,7 +128,7 @@ def record_episode(
     finally:
         env.close()
     path = recording_path(folder, spec, size)
-    arm = 'dense policy' if spec.cache == 'off' else f'policy with {spec.cache}'
+    arm = 'dense policy' if spec.arm == 'off' else f'policy with {spec.arm}'
     about = f'{spec.suite}/{spec.task}, initial state {spec.init_state}, {arm} ({row.outcome})'
     save_observations(path, [frame.observation for frame in recorder.frames], about)
     return path

@@ -2,21 +2,9 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from vla_cache_ros.core.errors import ConfigError, UnknownNameError
-
-
-@dataclass(frozen=True)
-class TaskName:
-    """A suite and the task's index in it."""
-
-    suite: str
-    task: int
-
-    def __str__(self) -> str:
-        """Format as 'libero_object/2'."""
-        return f'{self.suite}/{self.task}'
+from vla_cache_ros.evaluation.episode import TaskName
 
 
 def parse_task(text: str) -> TaskName:

@@ -68,3 +68,14 @@ class ReusePlan:
             for group, slots in zip(self.groups, self.recompute, strict=True)
         )
         return done / (layers * self.num_tokens)
+
+    @property
+    def vision_recompute_ratio(self) -> float:
+        """The same of vision tokens alone: the others always run."""
+        others = self.num_tokens - len(self.status)
+        layers = sum(group.stop - group.start for group in self.groups)
+        done = sum(
+            (len(slots) - others) * (group.stop - group.start)
+            for group, slots in zip(self.groups, self.recompute, strict=True)
+        )
+        return done / (layers * len(self.status))

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from vla_cache_ros.cli.episodes import EpisodeRow, EpisodeSpec, summarize_reports
 from vla_cache_ros.cli.recording import Frame
-from vla_cache_ros.cli.statistics import compare_pairs, quantiles, wilson_rate
 from vla_cache_ros.core.layout import TokenLayout
 from vla_cache_ros.core.types import StepReport
+from vla_cache_ros.evaluation.episode import EpisodeRow, EpisodeSpec, PolicyStep
+from vla_cache_ros.evaluation.statistics import compare_pairs, quantiles, wilson_rate
 
 ARMS = ('dense', 'cached')
 
@@ -55,12 +55,11 @@ class DemoEpisode:
     def row(self) -> EpisodeRow:
         """The same row as an evaluation without ROS keeps."""
         return EpisodeRow(
-            **asdict(self.spec),
-            outcome=self.outcome,
+            self.spec,
+            self.outcome,
             steps=self.steps,
-            policy_steps=len(self.reports),
             wall_s=self.wall_s,
-            **summarize_reports(self.reports),
+            trace=tuple(PolicyStep.of(report, control_step=None) for report in self.reports),
             note=self.note,
         )
 
@@ -138,7 +137,7 @@ def compute_metrics(result: DemoResult) -> dict[str, Any]:
         },
         'arms': arms,
         'episodes': [
-            asdict(pair.arm(arm).row)
+            pair.arm(arm).row.as_dict()
             | {
                 'refresh_hz': pair.arm(arm).graph.refresh_hz,
                 'command_hz': pair.arm(arm).graph.command_hz,

@@ -1,5 +1,5 @@
-from vla_cache_ros.cli.episodes import EpisodeRow
-from vla_cache_ros.cli.paired import compare, pair_rows, summarize_pairs
+from vla_cache_ros.evaluation.episode import EpisodeRow
+from vla_cache_ros.evaluation.paired import compare, pair_rows, summarize_pairs
 
 
 def row(init_state: int, cache: str, outcome: str, task: int = 0) -> EpisodeRow:

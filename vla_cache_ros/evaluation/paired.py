@@ -1,14 +1,13 @@
 """Dense against cached on the same initial states: rates, paired test and interval."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from vla_cache_ros.cli.episodes import EpisodeRow
-from vla_cache_ros.cli.statistics import PairedComparison, compare_pairs, wilson_rate
-from vla_cache_ros.cli.tasks import TaskName
+from vla_cache_ros.evaluation.episode import EpisodeRow, TaskName
+from vla_cache_ros.evaluation.statistics import PairedComparison, compare_pairs, wilson_rate
 
 
 @dataclass(frozen=True)
@@ -26,19 +25,19 @@ class Pair:
     @property
     def task(self) -> TaskName:
         """The task of both."""
-        return TaskName(self.dense.suite, self.dense.task)
+        return self.dense.spec.name
 
 
-def pair_rows(rows: Sequence[EpisodeRow], cache: str) -> list[Pair]:
-    """Match every dense row with the cached row of the same task, initial state and seed.
+def pair_rows(rows: Sequence[EpisodeRow], arm: str, against: str = 'off') -> list[Pair]:
+    """Match every row of one arm with that of another on the same episode otherwise.
 
     Rows without a partner are left out.
     """
     found = {row.spec: row for row in rows}
     pairs: list[Pair] = []
     for spec, row in found.items():
-        partner = found.get(type(spec)(spec.suite, spec.task, spec.init_state, cache, spec.seed))
-        if spec.cache == 'off' and partner is not None:
+        partner = found.get(replace(spec, arm=arm))
+        if spec.arm == against and partner is not None:
             pairs.append(Pair(row, partner))
     return pairs
 
@@ -75,7 +74,7 @@ def summarize_pairs(pairs: Sequence[Pair]) -> dict[str, Any]:
 
 def _arm(rows: Sequence[EpisodeRow]) -> dict[str, Any]:
     rate = wilson_rate(sum(row.success for row in rows), len(rows))
-    ratios = [row.recompute_ratio for row in rows if row.recompute_ratio is not None]
+    ratios = [r for row in rows if (r := row.summary.recompute_ratio) is not None]
     successful = [row.steps for row in rows if row.success]
     return {
         'successes': rate.successes,

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla_cache_ros.cli.statistics import (
+from vla_cache_ros.evaluation.statistics import (
     bootstrap_mean_interval,
     compare_pairs,
     mcnemar_p,
