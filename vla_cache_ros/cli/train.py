@@ -38,6 +38,8 @@ class TrainConfig:
     Attributes:
         dataset: Folder that `vla-cache demos` recorded.
         out: Folder of the run: checkpoint, trainer state, loss curve. An existing one is resumed.
+        start: Checkpoint of the small VLA to begin from, e.g. to teach it more tasks; default:
+            random weights. A resumed run goes on from its own state.
         steps: Optimiser steps in all.
         batch_size: Samples per step.
         learning_rate: Peak learning rate.
@@ -58,6 +60,7 @@ class TrainConfig:
 
     dataset: Path = Path('data/demos')
     out: Path = Path('runs/train')
+    start: Path | None = None
     steps: int = 4000
     batch_size: int = 32
     learning_rate: float = 1e-3
@@ -115,6 +118,7 @@ def run_train(config: TrainConfig) -> int:
 
 def build_trainer(config: TrainConfig) -> 'Trainer':
     """The trainer that the options describe."""
+    from vla_cache_models.small.checkpoint import load_checkpoint
     from vla_cache_models.small.config import LIBERO_WORDS, TEXT_TOKENS, small_vla_config
     from vla_cache_models.small.tokenizer import WordTokenizer, split_words
     from vla_cache_models.small.training import trainer as training
@@ -123,8 +127,18 @@ def build_trainer(config: TrainConfig) -> 'Trainer':
     dataset = DemonstrationDataset.open(config.dataset)
     said = {word for entry in dataset.entries for word in split_words(entry.info.instruction)}
     tokenizer = WordTokenizer((*LIBERO_WORDS, *sorted(said - set(LIBERO_WORDS))), TEXT_TOKENS)
+    model_config = small_vla_config(tokenizer.vocabulary_size, config.attention)
+    start = None
+    if config.start is not None:
+        start = load_checkpoint(config.start)
+        tokenizer, model_config = start.tokenizer, start.model.config
+        if unknown := said - set(tokenizer.words):
+            raise ConfigError(
+                f'{config.start} does not know the words {", ".join(sorted(unknown))}; train '
+                'without --start, or on tasks whose words it knows.'
+            )
     return training.Trainer(
-        small_vla_config(tokenizer.vocabulary_size, config.attention),
+        model_config,
         tokenizer,
         config.dataset,
         config.out,
@@ -138,6 +152,7 @@ def build_trainer(config: TrainConfig) -> 'Trainer':
             device=config.device,
             threads=config.threads,
         ),
+        start,
     )
 
 

@@ -130,8 +130,17 @@ class Trainer:
         dataset_folder: Path,
         out: Path,
         config: TrainConfig,
+        start: Checkpoint | None = None,
     ) -> None:
         """Load the episodes, build or resume the network.
+
+        Args:
+            model_config: Architecture.
+            tokenizer: Of the instructions.
+            dataset_folder: Where the episodes lie.
+            out: Folder of the run.
+            config: Settings.
+            start: Weights to begin from, with the scale of their inputs; None: random ones.
 
         Raises:
             DatasetError: The dataset cannot be read or is empty.
@@ -153,6 +162,9 @@ class Trainer:
         self.load_new_episodes()
         self.scale = ProprioceptionScale.fit(self.store.ee_positions_m)
         self.model = ParallelVla(model_config).to(self.device)
+        if start is not None:
+            self.model.load_state_dict(start.model.state_dict())
+            self.scale = start.proprioception_scale
         self.average = ParallelVla(model_config).to(self.device).requires_grad_(False)
         self.average.load_state_dict(self.model.state_dict())
         self.optimiser = torch.optim.AdamW(_parameter_groups(self.model, config.weight_decay))

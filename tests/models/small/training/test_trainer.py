@@ -9,6 +9,7 @@ import torch
 
 from tests.models.conftest import INSTRUCTION, make_observation, tiny_config
 from vla_cache_models.policy import load_policy
+from vla_cache_models.small.checkpoint import load_checkpoint
 from vla_cache_models.small.tokenizer import WordTokenizer
 from vla_cache_models.small.training.losses import relevance_loss
 from vla_cache_models.small.training.patch_drop import choose_patches
@@ -98,6 +99,19 @@ def test_a_resumed_run_equals_an_unbroken_one(dataset: Path, tmp_path: Path) -> 
     resumed.run(lambda _: None)
     for name, tensor in unbroken.average.state_dict().items():
         torch.testing.assert_close(tensor, resumed.average.state_dict()[name], msg=name)
+
+
+def test_a_run_may_begin_from_a_checkpoint(dataset: Path, tmp_path: Path) -> None:
+    first = make_trainer(dataset, tmp_path / 'first')
+    first.run(lambda _: None)
+    start = load_checkpoint(tmp_path / 'first')
+    tokenizer = WordTokenizer.fit([INSTRUCTION], 12)
+    second = Trainer(tiny_config(), tokenizer, dataset, tmp_path / 'second', CONFIG, start)
+    for name, tensor in start.model.state_dict().items():
+        torch.testing.assert_close(second.model.state_dict()[name], tensor, rtol=0, atol=0)
+        torch.testing.assert_close(second.average.state_dict()[name], tensor, rtol=0, atol=0)
+    assert second.scale == start.proprioception_scale
+    assert second.step == 0
 
 
 def test_new_episodes_are_found(dataset: Path, tmp_path: Path) -> None:
