@@ -29,7 +29,7 @@ def test_recorder_keeps_every_step_and_passes_everything_on():
         FakeEnv('libero_object', 0, 32), recorder, EpisodeSpec('libero_object', 0, 1, 'safe')
     )
     assert recorder.execute_steps == policy.execute_steps
-    assert len(recorder.frames) == len(seen) == row.policy_steps == policy.step
+    assert len(recorder.frames) == len(seen) == row.summary.policy_steps == policy.step
     recorder.reset()
     assert recorder.frames == []
     assert policy.step == 0

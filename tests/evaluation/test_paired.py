@@ -1,11 +1,12 @@
-from vla_cache_ros.evaluation.episode import EpisodeRow
+from vla_cache_ros.evaluation.episode import EpisodeRow, EpisodeSpec, PolicyStep
 from vla_cache_ros.evaluation.paired import compare, pair_rows, summarize_pairs
 
+STEP = PolicyStep(0, 'cached', 1.0, {}, recompute_ratio=0.5, vision_recompute_ratio=0.4)
 
-def row(init_state: int, cache: str, outcome: str, task: int = 0) -> EpisodeRow:
-    return EpisodeRow(
-        'libero_object', task, init_state, cache, 0, outcome, steps=90, recompute_ratio=0.5
-    )
+
+def row(init_state: int, arm: str, outcome: str, task: int = 0) -> EpisodeRow:
+    spec = EpisodeSpec('libero_object', task, init_state, arm)
+    return EpisodeRow(spec, outcome, steps=90, trace=(STEP,))
 
 
 ROWS = [
@@ -22,7 +23,7 @@ ROWS = [
 
 def test_only_partners_are_paired():
     pairs = pair_rows(ROWS, 'safe')
-    assert [(pair.dense.init_state, pair.cached.init_state) for pair in pairs] == [
+    assert [(pair.dense.spec.init_state, pair.cached.spec.init_state) for pair in pairs] == [
         (0, 0),
         (1, 1),
         (2, 2),
