@@ -2,7 +2,7 @@ from dataclasses import fields, replace
 
 import pytest
 
-from vla_cache_ros.core.config import PRESETS, ReuseConfig, preset
+from vla_cache_ros.core.config import PRESETS, ReuseConfig, baseline, preset
 from vla_cache_ros.core.errors import ConfigError, UnknownNameError
 
 
@@ -42,6 +42,7 @@ def test_every_field_is_documented():
         ('growth', 2.0),
         ('gain', float('inf')),
         ('relevance_layer', -1),
+        ('choice_seed', -1),
         ('prune_layers', ()),
         ('prune_layers', (3, 1)),
         ('prune_layers', (1, 1)),
@@ -62,14 +63,14 @@ def test_a_value_out_of_range_is_refused_by_name(field, value):
         replace(ReuseConfig(), **{field: value})
 
 
-@pytest.mark.parametrize('field', ['schedule', 'entropy_refresh'])
+@pytest.mark.parametrize('field', ['choice', 'schedule', 'entropy_refresh'])
 def test_an_unknown_choice_names_the_valid_ones(field):
     with pytest.raises(UnknownNameError, match='valid: '):
         replace(ReuseConfig(), **{field: 'often'})
 
 
 def test_an_unknown_preset_names_the_valid_ones():
-    with pytest.raises(UnknownNameError, match='valid: safe, paper, paper_openvla, off'):
+    with pytest.raises(UnknownNameError, match='valid: safe, paper, .*, off'):
         preset('fast')
 
 
@@ -79,3 +80,12 @@ def test_what_a_preset_needs_of_the_model():
     assert not preset('safe').uses_entropy
     assert preset('safe').uses_relevance
     assert not preset('off').uses_relevance
+
+
+def test_baselines_differ_from_safe_in_one_setting():
+    safe = preset('safe', 6)
+    assert preset('random', 6) == replace(safe, choice='random')
+    assert preset('static_only', 6) == replace(safe, protected_fraction=0.0)
+    assert not preset('static_only').uses_relevance
+    with pytest.raises(UnknownNameError, match='valid: static_only, random'):
+        baseline('safe', safe)

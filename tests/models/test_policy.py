@@ -125,6 +125,25 @@ def test_paper_preset_runs_the_whole_tower(rng: np.random.Generator) -> None:
     assert counts[-1] < counts[0]
 
 
+def test_the_random_baseline_runs_the_drawn_patches_and_as_many_as_safe(
+    rng: np.random.Generator,
+) -> None:
+    first = make_observation(rng)
+    images = {name: image.copy() for name, image in first.images.items()}
+    images['wrist'][:16] = 255 - images['wrist'][:16]
+    plans = {}
+    for choice in ('static', 'random'):
+        policy = make_policy(**ALWAYS_ON, choice=choice)
+        policy.act(first)
+        chunk = policy.act(replace(first, images=images))
+        assert chunk.report is not None
+        plans[choice] = chunk.report.plan
+    counts = {choice: [len(s) for s in plan.recompute] for choice, plan in plans.items()}
+    assert counts['static'] == counts['random']
+    changed = plans['static'].status == PatchStatus.CHANGED
+    assert (plans['random'].status[changed] == PatchStatus.REUSED).any()
+
+
 def test_images_of_another_size_are_resized(rng: np.random.Generator) -> None:
     policy = make_policy()
     assert policy.act(make_observation(rng, size=64)).actions.shape == (4, 7)

@@ -5,11 +5,13 @@ camera's P patches, so that a preset fits every grid; the published counts are s
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vla_cache_ros.core.errors import ConfigError, UnknownNameError
 
-PRESETS = ('safe', 'paper', 'paper_openvla', 'off')
+PRESETS = ('safe', 'paper', 'paper_openvla', 'static_only', 'random', 'off')
+BASELINES = ('static_only', 'random')
+CHOICES = ('static', 'random')
 SCHEDULES = ('code', 'paper', 'fixed')
 ENTROPY_REFRESHES = ('step', 'keyframe')
 
@@ -32,6 +34,10 @@ class ReuseConfig:
             always recomputed, [0, 1]. Published: 120 of 256 (OpenVLA), 100 of 256 (OpenVLA-OFT).
         relevance_layer: Layer whose text-to-vision attention gives the relevance. Published: 15
             of 32.
+        choice: Which tokens are reused: the 'static' ones, or as many as these 'random' out of all
+            vision tokens, changed and task-relevant ones among them: a baseline that no robot
+            should run.
+        choice_seed: Seed of the 'random' choice, >= 0.
         schedule: How many candidates are reused in each group: 'code' or 'paper' (entropy rules,
             see core.schedule) or 'fixed'.
         fixed_ratios: Share of the candidates reused from each prune layer on, (0, 1], one per
@@ -62,6 +68,8 @@ class ReuseConfig:
     static_fraction: float = 1.0
     protected_fraction: float = 0.1
     relevance_layer: int = 0
+    choice: str = 'static'
+    choice_seed: int = 0
     schedule: str = 'fixed'
     fixed_ratios: tuple[float, ...] = (1.0,)
     growth: float = 0.55
@@ -104,13 +112,16 @@ class ReuseConfig:
             f'at least 0 and below age_limit_steps ({self.age_limit_steps})',
         )
         self._require('gain', math.isfinite(self.gain) and self.gain >= 0, 'finite and >= 0')
-        self._require('relevance_layer', self.relevance_layer >= 0, 'at least 0')
+        for name in ('relevance_layer', 'choice_seed'):
+            self._require(name, getattr(self, name) >= 0, 'at least 0')
         layers = self.prune_layers
         self._require(
             'prune_layers',
             len(layers) > 0 and layers[0] >= 0 and sorted(set(layers)) == list(layers),
             'at least one layer >= 0, strictly ascending',
         )
+        if self.choice not in CHOICES:
+            raise UnknownNameError('choice', self.choice, CHOICES)
         if self.schedule not in SCHEDULES:
             raise UnknownNameError('schedule', self.schedule, SCHEDULES)
         if self.entropy_refresh not in ENTROPY_REFRESHES:
@@ -151,6 +162,7 @@ def preset(name: str, num_layers: int = 32) -> ReuseConfig:
     'paper': the published selection for OpenVLA-OFT (per camera 150 static, 100 protected of 256),
         its defects excepted; layers are scaled from its 32 to `num_layers`.
     'paper_openvla': the same for OpenVLA (130 static, 120 protected of 256).
+    'static_only', 'random': baselines of 'safe', see `baseline`.
     'off': nothing is reused.
 
     Args:
@@ -166,9 +178,31 @@ def preset(name: str, num_layers: int = 32) -> ReuseConfig:
         return _published(num_layers, static=150, protected=100)
     if name == 'paper_openvla':
         return _published(num_layers, static=130, protected=120)
+    if name in BASELINES:
+        return baseline(name, preset('safe', num_layers))
     if name == 'off':
         return ReuseConfig(enabled=False)
     raise UnknownNameError('preset', name, PRESETS)
+
+
+def baseline(name: str, safe: ReuseConfig) -> ReuseConfig:
+    """What a model's 'safe' has to be better than.
+
+    'static_only': the same without task relevance: every static patch may be reused.
+    'random': as many tokens reused in every step and group, but drawn at random.
+
+    Args:
+        name: One of BASELINES.
+        safe: The model's preset 'safe'.
+
+    Raises:
+        UnknownNameError: There is no such baseline.
+    """
+    if name == 'static_only':
+        return replace(safe, protected_fraction=0.0)
+    if name == 'random':
+        return replace(safe, choice='random')
+    raise UnknownNameError('baseline', name, BASELINES)
 
 
 def _published(num_layers: int, static: int, protected: int) -> ReuseConfig:

@@ -6,7 +6,7 @@ next plan() then finds the step uncommitted, takes the cache as damaged and star
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from vla_cache_ros.core.layout import TokenLayout
 from vla_cache_ros.core.patches import PatchFrame, PatchReference, check_images, prepare_frame
 from vla_cache_ros.core.plan import ReusePlan
 from vla_cache_ros.core.planner import PlanInputs, dense_plan, layer_groups, make_plan
+from vla_cache_ros.core.random_choice import RandomChoice, computed_vision
 from vla_cache_ros.core.schedule import reuse_ratios
 
 
@@ -97,9 +98,13 @@ class ReuseController:
         self._source: _Source | None = None
         self._relevance: NDArray[np.float32] | None = None
         self._ratios: NDArray[np.float64] | None = None
+        self._random = (
+            RandomChoice(config.choice_seed, layout) if config.choice == 'random' else None
+        )
         self._flush_reason = ''
         self._steps_since_keyframe = 0
         self._pending: PlannedStep | None = None
+        self._pending_rule: ReusePlan | None = None
         self._pending_frame: PatchFrame | None = None
         self._pending_since = 0.0
 
@@ -140,6 +145,28 @@ class ReuseController:
         self._pending = step
         self._pending_since = started
         return step
+
+    def widen(self, step: PlannedStep, plan: ReusePlan) -> PlannedStep:
+        """Have the planned step recompute more than planned, as a batch may need it to.
+
+        Args:
+            step: What plan() returned.
+            plan: Recomputes in each group at least what the step's plan does.
+
+        Returns:
+            The step to run and to commit.
+
+        Raises:
+            VlaCacheError: The step is not the one planned last, or the plan leaves out a token
+                that has to run.
+        """
+        if self._pending is not step:
+            raise VlaCacheError('widen() takes the step that plan() returned last.')
+        for planned, given in zip(step.plan.recompute, plan.recompute, strict=True):
+            if not np.isin(planned, given, assume_unique=True).all():
+                raise VlaCacheError('a wider plan recomputes all that the planned one does.')
+        self._pending = replace(step, plan=plan)
+        return self._pending
 
     def commit(
         self,
@@ -199,7 +226,8 @@ class ReuseController:
         self._pending_frame = frame = prepare_frame(images, self.layout)
         keyframe_reason = '' if self._flush_reason else self._keyframe_reason()
         if self._reference is None or keyframe_reason:
-            age = None if self._reference is None else self._reference.age.copy()
+            held = None if self._reference is None else self._random or self._reference
+            age = None if held is None else held.age.copy()
             return PlannedStep(
                 dense_plan(self.config, self.layout, self.num_layers, age),
                 'keyframe',
@@ -214,6 +242,9 @@ class ReuseController:
         compared = self._clock()
         inputs = PlanInputs(change, self._reference.age, self._relevance, self._ratios)
         plan = make_plan(inputs, self.config, self.layout, self.num_layers)
+        self._pending_rule = plan
+        if self._random is not None:
+            plan = self._random.draw(plan, self.layout)
         return PlannedStep(
             plan,
             'cached',
@@ -249,15 +280,17 @@ class ReuseController:
             )
 
     def _take_reference(self, step: PlannedStep, frame: PatchFrame) -> None:
-        if step.mode == 'keyframe' or self._reference is None:
+        if step.mode == 'keyframe' or self._reference is None or self._pending_rule is None:
             self._reference = PatchReference(frame, self.layout)
             self._steps_since_keyframe = 1
+            if self._random is not None:
+                self._random.restart(frame)
             return
-        start, stop = self.layout.vision
-        computed = np.zeros(self.layout.num_tokens, dtype=np.bool_)
-        computed[step.plan.recompute[-1]] = True
-        self._reference.update(frame, computed[start:stop])
+        computed = computed_vision(self._pending_rule.recompute[-1], self.layout)
+        self._reference.update(frame, computed)
         self._steps_since_keyframe += 1
+        if self._random is not None:
+            self._random.ran(step.plan, self.layout)
 
 
 def _vector(values: Tensor | NDArray[np.generic], size: int, name: str) -> NDArray[np.float32]:

@@ -15,7 +15,8 @@ class PatchStatus(IntEnum):
     """Why a vision token was, or was not, recomputed in this step (the overlay's colours)."""
 
     REUSED = 0
-    """Static, not task-relevant, young enough: its K/V rows were kept in at least one group."""
+    """Its K/V rows were kept in at least one group: static, not task-relevant and young enough,
+    unless the choice is 'random'."""
     CHANGED = 1
     """Its pixels differ from those its K/V was computed from."""
     PROTECTED = 2
@@ -23,7 +24,7 @@ class PatchStatus(IntEnum):
     EXPIRED = 3
     """Static, but its age reached the limit: recomputed."""
     REFRESHED = 4
-    """Static and reusable, but the schedule or a keyframe had it recomputed."""
+    """Static and reusable, but the schedule or a keyframe had it recomputed; or chance did."""
 
 
 @dataclass(frozen=True)

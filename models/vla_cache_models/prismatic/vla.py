@@ -16,7 +16,7 @@ from vla_cache_models.prismatic.norm_stats import NormStats
 from vla_cache_models.prismatic.preprocessing import ImageTransform
 from vla_cache_models.prismatic.prompt import LlamaPrompt
 from vla_cache_models.vla import Inputs, Prompt, camera_image
-from vla_cache_ros.core.config import ReuseConfig, preset
+from vla_cache_ros.core.config import BASELINES, ReuseConfig, baseline, preset
 from vla_cache_ros.core.kv_cache import KVCache
 from vla_cache_ros.core.layout import TokenLayout
 from vla_cache_ros.core.types import Observation, Proprioception
@@ -92,6 +92,7 @@ class PrismaticVla(ABC):
         'paper' holds the published counts for this model. 'safe' adds to them what the published
         method lacks: a second change criterion, age limits, keyframes, the camera-motion guard and
         the automatic off; it takes entropies at keyframes alone, where they cost no step extra.
+        The baselines are made from this 'safe'.
 
         Raises:
             UnknownNameError: There is no such preset.
@@ -111,6 +112,8 @@ class PrismaticVla(ABC):
                 camera_motion_fraction=ours.camera_motion_fraction,
                 auto_off=ours.auto_off,
             )
+        if name in BASELINES:
+            return baseline(name, self.preset('safe'))
         return preset(name, layers)
 
     def prepare(self, observation: Observation) -> Inputs:

@@ -138,6 +138,21 @@ def test_presets_carry_the_published_counts(name: str, static: int, protected: i
     assert not vla.preset('off').enabled
 
 
+@pytest.mark.parametrize('name', MODELS)
+def test_baselines_are_made_from_the_models_own_safe(name: str, rng: np.random.Generator) -> None:
+    vla = tiny_vla(name)
+    safe = vla.preset('safe')
+    assert vla.preset('random') == replace(safe, choice='random')
+    assert vla.preset('static_only') == replace(safe, protected_fraction=0.0)
+    observation = make_observation(rng)
+    ratios = {}
+    for preset in ('safe', 'random', 'static_only'):
+        policy = make_policy(name, preset, auto_off=False, static_fraction=1.0)
+        ratios[preset] = [act(policy, observation)[1].plan.recompute_ratio for _ in range(3)][-1]
+    assert ratios['random'] == ratios['safe']
+    assert ratios['static_only'] < ratios['safe'] < 1
+
+
 def test_cogact_noise_starts_anew_with_the_episode(rng: np.random.Generator) -> None:
     policy = make_policy('cogact', enabled=False)
     observation = make_observation(rng)
