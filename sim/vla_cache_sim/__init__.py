@@ -1,7 +1,7 @@
 """Simulated robots as gymnasium environments, with scripted experts.
 
-Importing this module registers one id per LIBERO suite; it imports neither MuJoCo nor LIBERO, so
-it costs nothing where no simulator is installed:
+Importing this module registers one id per suite; it imports no simulator, so it costs nothing
+where none is installed:
 
     >>> import gymnasium, vla_cache_sim
     >>> env = gymnasium.make('vla_cache_sim/LiberoObject-v0', task=0, image_size_px=128)
@@ -19,10 +19,15 @@ os.environ.setdefault('MUJOCO_GL', 'egl')
 
 __all__ = ['SUITES', 'Suite']
 
+ENTRY_POINTS = {
+    'libero': 'vla_cache_sim.libero:LiberoEnv',
+    'maniskill': 'vla_cache_sim.maniskill:ManiSkillEnv',
+}
+
 for _suite in SUITES.values():
     if _suite.gym_id not in gymnasium.registry:
         gymnasium.register(
             id=_suite.gym_id,
-            entry_point='vla_cache_sim.libero:LiberoEnv',
+            entry_point=ENTRY_POINTS[_suite.simulator],
             kwargs={'suite': _suite.name},
         )

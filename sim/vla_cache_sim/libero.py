@@ -83,7 +83,7 @@ class LiberoEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         """Declare the spaces; the simulator itself is built at the first reset.
 
         Args:
-            suite: LIBERO's suite, a key of `SUITES`.
+            suite: One of LIBERO's suites, a key of `SUITES`.
             task: Task index in the suite, used until a reset asks for another.
             image_size_px: Side of the square images.
             cameras: Names out of `CAMERAS`.
@@ -94,7 +94,7 @@ class LiberoEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
             ConfigError: The image size is out of range, or a camera is named twice.
             SimulatorError: LIBERO or the rendering library is not installed.
         """
-        self.suite = find_suite(suite)
+        self.suite = find_suite(suite, 'libero')
         for camera in cameras:
             if camera not in CAMERAS:
                 raise UnknownNameError('camera', camera, CAMERAS)

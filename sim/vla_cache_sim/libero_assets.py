@@ -144,7 +144,7 @@ def find_task(suite: str, index: int) -> LiberoTask:
         UnknownNameError: There is no such suite, or no task of that index in it.
         SimulatorError: LIBERO is not installed.
     """
-    tasks = find_suite(suite).tasks
+    tasks = find_suite(suite, 'libero').tasks
     if not 0 <= index < tasks:
         raise UnknownNameError(f'task of {suite}', index, range(tasks))
     prepare_import()

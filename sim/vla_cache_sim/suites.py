@@ -1,31 +1,41 @@
-"""The LIBERO suites that this package offers, as data."""
+"""The suites that this package offers, as data: LIBERO's, and those of ManiSkill 3."""
 
 from dataclasses import dataclass
 
 from vla_cache_ros.core.errors import UnknownNameError
 
 WAITING_STEPS = 10
-"""Steps with the null action after every reset, so that the objects come to rest (official)."""
+"""Steps with the null action after every reset of LIBERO, so that the objects come to rest
+(official)."""
 
 CONTROL_FREQUENCY_HZ = 20.0
 """Actions per second of simulated time in every LIBERO suite."""
 
 EVALUATION_STATES = 50
-"""Official initial states per task."""
+"""Official initial states per task of LIBERO."""
 
 
 @dataclass(frozen=True)
 class Suite:
-    """One LIBERO suite of ten tasks."""
+    """Tasks of one robot in one simulator."""
 
     name: str
-    """LIBERO's own name, e.g. 'libero_object'."""
+    """What it is called on the command line; LIBERO's suites bear LIBERO's own names."""
     gym_id: str
     """The registered gymnasium id."""
     step_limit: int
-    """Control steps after the waiting steps before an episode is truncated (published limits)."""
+    """Control steps before an episode is truncated (published limits), waiting steps not
+    counted; the longest of the suite's tasks where they differ."""
     tasks: int = 10
     """Number of tasks."""
+    simulator: str = 'libero'
+    """Which simulator runs it."""
+    control_frequency_hz: float = CONTROL_FREQUENCY_HZ
+    """Actions per second of simulated time."""
+    init_states: int = EVALUATION_STATES
+    """Initial states per task to evaluate on."""
+    instructions: tuple[str, ...] = ()
+    """The tasks in words; empty where the simulator's own files hold them."""
 
 
 SUITES: dict[str, Suite] = {
@@ -35,16 +45,57 @@ SUITES: dict[str, Suite] = {
         Suite('libero_object', 'vla_cache_sim/LiberoObject-v0', step_limit=280),
         Suite('libero_goal', 'vla_cache_sim/LiberoGoal-v0', step_limit=300),
         Suite('libero_10', 'vla_cache_sim/Libero10-v0', step_limit=520),
+        # SIMPLER's WidowX tasks; carrot, spoon and cubes end after 60 steps, the eggplant's
+        # after 120.
+        Suite(
+            'simpler_bridge',
+            'vla_cache_sim/SimplerBridge-v0',
+            step_limit=120,
+            tasks=4,
+            simulator='maniskill',
+            control_frequency_hz=5.0,
+            init_states=24,
+            instructions=(
+                'put carrot on plate',
+                'put the spoon on the towel',
+                'stack the green block on the yellow block',
+                'put eggplant into yellow basket',
+            ),
+        ),
+        # Words, step limit and number of initial states are ours: ManiSkill's own limit of 50
+        # steps is for reinforcement learning.
+        Suite(
+            'maniskill',
+            'vla_cache_sim/ManiSkill-v0',
+            step_limit=150,
+            tasks=2,
+            simulator='maniskill',
+            init_states=50,
+            instructions=(
+                'pick up the red cube and hold it at the green ball',
+                'put the red cube on the green cube',
+            ),
+        ),
     )
 }
 
 
-def find_suite(name: str) -> Suite:
-    """Look a suite up by LIBERO's name.
+def suites_of(simulator: str) -> dict[str, Suite]:
+    """The suites that a simulator runs, by name."""
+    return {name: suite for name, suite in SUITES.items() if suite.simulator == simulator}
+
+
+def find_suite(name: str, simulator: str = '') -> Suite:
+    """Look a suite up by its name.
+
+    Args:
+        name: A key of SUITES.
+        simulator: Only suites that this simulator runs will do; empty: any.
 
     Raises:
         UnknownNameError: There is no such suite.
     """
-    if name not in SUITES:
-        raise UnknownNameError('suite', name, SUITES)
-    return SUITES[name]
+    known = suites_of(simulator) if simulator else SUITES
+    if name not in known:
+        raise UnknownNameError('suite', name, known)
+    return known[name]

@@ -7,11 +7,11 @@ import pytest
 from vla_cache_ros.core.errors import SimulatorError, UnknownNameError
 from vla_cache_sim import libero_assets
 from vla_cache_sim.libero_assets import find_task, load_init_states, prepare_import
-from vla_cache_sim.suites import SUITES
+from vla_cache_sim.suites import suites_of
 
 
 @pytest.mark.sim
-@pytest.mark.parametrize('suite', SUITES)
+@pytest.mark.parametrize('suite', suites_of('libero'))
 def test_every_task_has_its_files_and_fifty_initial_states(suite: str):
     for index in range(10):
         task = find_task(suite, index)

@@ -225,11 +225,12 @@ def check_libero() -> Finding:
     if importlib.util.find_spec('gymnasium') is None:
         return Finding('LIBERO', False, 'gymnasium is not installed', needed_by, get_command)
     from vla_cache_sim.libero_assets import find_task, load_init_states
-    from vla_cache_sim.suites import SUITES
+    from vla_cache_sim.suites import suites_of
 
+    suites = suites_of('libero')
     tasks = states = 0
     try:
-        for suite in SUITES.values():
+        for suite in suites.values():
             for index in range(suite.tasks):
                 task = find_task(suite.name, index)
                 if not task.bddl_path.is_file():
@@ -238,7 +239,7 @@ def check_libero() -> Finding:
                 states += len(load_init_states(task))
     except VlaCacheError as error:
         return Finding('LIBERO', False, str(error), needed_by, get_command)
-    detail = f'{len(SUITES)} suites, {tasks} tasks, {states} initial states'
+    detail = f'{len(suites)} suites, {tasks} tasks, {states} initial states'
     return Finding('LIBERO', True, detail, needed_by)
 
 

@@ -1,10 +1,14 @@
 """A task as people name it: 'libero_object/2', 'libero_object:2', or its instruction."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from vla_cache_ros.core.errors import ConfigError, UnknownNameError
 from vla_cache_ros.evaluation.episode import TaskName
+
+if TYPE_CHECKING:
+    from vla_cache_sim.suites import Suite
 
 
 def parse_task(text: str) -> TaskName:
@@ -64,14 +68,13 @@ def parse_indices(text: str, limit: int) -> list[int]:
 
 
 def _find_instruction(text: str) -> TaskName:
-    from vla_cache_sim.libero_assets import find_task
     from vla_cache_sim.suites import SUITES
 
     wanted = _words(text)
     instructions = {
-        TaskName(suite.name, index): find_task(suite.name, index).instruction
+        TaskName(suite.name, index): instruction
         for suite in SUITES.values()
-        for index in range(suite.tasks)
+        for index, instruction in enumerate(_instructions(suite))
     }
     for task, instruction in instructions.items():
         if _words(instruction) == wanted:
@@ -81,6 +84,14 @@ def _find_instruction(text: str) -> TaskName:
     if len(partial) == 1:
         return partial[0]
     raise UnknownNameError('task', text, _listing(instructions.items(), partial))
+
+
+def _instructions(suite: 'Suite') -> Sequence[str]:
+    from vla_cache_sim.libero_assets import find_task
+
+    return suite.instructions or [
+        find_task(suite.name, index).instruction for index in range(suite.tasks)
+    ]
 
 
 def _listing(

@@ -15,7 +15,7 @@ import numpy as np
 from vla_cache_ros.core.errors import ConfigError, VlaCacheError
 from vla_cache_sim.experts.pick_place import make_expert
 from vla_cache_sim.libero import LiberoEnv, make_env
-from vla_cache_sim.suites import SUITES, find_suite
+from vla_cache_sim.suites import find_suite, suites_of
 
 NOISE_SCALE = np.array([0.3, 0.3, 0.3, 0.1, 0.1, 0.1, 0.0])
 """Standard deviation of the noise on a perturbed action, in action units."""
@@ -94,7 +94,7 @@ def parse_tasks(text: str, tasks: int) -> list[int]:
 
 def evaluate(arguments: argparse.Namespace) -> Iterator[TaskResult]:
     """Evaluate every requested task in turn."""
-    suite = find_suite(arguments.suite)
+    suite = find_suite(arguments.suite, 'libero')
     tasks = parse_tasks(arguments.tasks, suite.tasks)
     if arguments.init_states < 1:
         raise ConfigError(f'--init-states must be at least 1, not {arguments.init_states}')
@@ -113,7 +113,7 @@ def evaluate(arguments: argparse.Namespace) -> Iterator[TaskResult]:
 def main(argv: list[str] | None = None) -> int:
     """Command line of this module."""
     parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
-    parser.add_argument('--suite', default='libero_object', help=', '.join(SUITES))
+    parser.add_argument('--suite', default='libero_object', help=', '.join(suites_of('libero')))
     parser.add_argument('--tasks', default='0-9', help='indices, e.g. 0-3,7')
     parser.add_argument('--init-states', type=int, default=10, help='episodes per task')
     parser.add_argument('--random-starts', action='store_true', help='train-time random starts')
