@@ -1,12 +1,10 @@
-from vla_cache_ros.evaluation.episode import EpisodeRow, EpisodeSpec, PolicyStep
-from vla_cache_ros.evaluation.paired import compare, pair_rows, summarize_pairs
-
-STEP = PolicyStep(0, 'cached', 1.0, {}, recompute_ratio=0.5, vision_recompute_ratio=0.4)
+from tests.evaluation.synthetic_rows import make_row
+from vla_cache_ros.evaluation.episode import EpisodeRow, EpisodeSpec
+from vla_cache_ros.evaluation.paired import compare, pair_rows
 
 
 def row(init_state: int, arm: str, outcome: str, task: int = 0) -> EpisodeRow:
-    spec = EpisodeSpec('libero_object', task, init_state, arm)
-    return EpisodeRow(spec, outcome, steps=90, trace=(STEP,))
+    return make_row(EpisodeSpec('libero_object', task, init_state, arm), outcome)
 
 
 ROWS = [
@@ -31,12 +29,28 @@ def test_only_partners_are_paired():
     assert compare(pair_rows(ROWS, 'nothing')) is None
 
 
-def test_summary_leaves_simulator_errors_out_of_both_arms():
-    summary = summarize_pairs(pair_rows(ROWS, 'safe'))
-    assert summary['pairs'] == 3
-    assert summary['simulator_errors'] == 1
-    assert (summary['dense']['successes'], summary['dense']['trials']) == (2, 2)
-    assert (summary['cached']['successes'], summary['cached']['trials']) == (1, 2)
-    assert summary['comparison']['difference'] == -0.5
-    assert summary['tasks']['libero_object/3']['dense']['trials'] == 0
-    assert summary['cached']['recompute_ratio'] == 0.5
+def test_pairs_with_a_simulator_error_are_not_compared():
+    comparison = compare(pair_rows(ROWS, 'safe'))
+    assert comparison is not None
+    assert (comparison.both, comparison.only_first, comparison.pairs) == (1, 1, 2)
+    assert comparison.difference == -0.5
+
+
+def test_an_open_loop_arm_is_paired_with_the_plain_dense_one():
+    rows = [row(0, 'off', 'success'), row(0, 'off@7', 'failure')]
+    (pair,) = pair_rows(rows, 'off@7')
+    assert (pair.dense.spec.arm, pair.cached.spec.arm) == ('off', 'off@7')
+
+
+def test_differences_between_tasks_do_not_widen_the_interval():
+    # Task 0: cached always loses; task 1: never. Within the tasks nothing varies.
+    rows = [
+        row(state, arm, 'failure' if arm == 'safe' and task == 0 else 'success', task)
+        for task in (0, 1)
+        for state in range(10)
+        for arm in ('off', 'safe')
+    ]
+    comparison = compare(pair_rows(rows, 'safe'))
+    assert comparison is not None
+    assert (comparison.bootstrap_low, comparison.bootstrap_high) == (-0.5, -0.5)
+    assert comparison.low < -0.5 < comparison.high
