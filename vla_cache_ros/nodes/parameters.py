@@ -97,7 +97,7 @@ class PolicyParameters:
     )
     cache_preset: str = parameter(
         'safe',
-        'Token reuse: off (every token in every step), safe, the published rules; baselines to compare with.',
+        'Token reuse: off (every token in every step), safe, the published rules, or a baseline.',
         choices=PRESETS,
     )
     unnorm_key: str = parameter(
