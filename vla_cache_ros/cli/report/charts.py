@@ -44,7 +44,9 @@ def draw_latency(
     arms = list(stage_ms)
     stages = list(dict.fromkeys(stage for arm in arms for stage in stage_ms[arm]))
     for theme in (LIGHT, DARK):
-        with _figure(themed_path(path, theme), theme, (7.2, 3.9), rows=2, heights=(2, 1.15)) as (
+        with themed_figure(
+            themed_path(path, theme), theme, (7.2, 3.9), rows=2, heights=(2, 1.15)
+        ) as (
             _,
             (bars, spread),
         ):
@@ -112,7 +114,7 @@ def draw_reuse(path: Path, reports: Sequence[StepReport], layout: TokenLayout) -
     for theme in (LIGHT, DARK):
         heights = (*[1.3] * len(cameras), 0.35 + 0.22 * len(groups))
         rows = len(cameras) + 1
-        with _figure(
+        with themed_figure(
             themed_path(path, theme), theme, (7.2, 1.1 + 1.55 * rows), rows=rows, heights=heights
         ) as (figure, axes):
             for axis, camera in zip(axes, cameras, strict=False):
@@ -160,7 +162,7 @@ def draw_reuse(path: Path, reports: Sequence[StepReport], layout: TokenLayout) -
 def draw_steps(path: Path, step_ms: Mapping[str, Sequence[float]]) -> None:
     """Draw the time of each policy step of one episode, an arm per line."""
     for theme in (LIGHT, DARK):
-        with _figure(themed_path(path, theme), theme, (7.2, 2.4)) as (_, (axis,)):
+        with themed_figure(themed_path(path, theme), theme, (7.2, 2.4)) as (_, (axis,)):
             for arm, times in step_ms.items():
                 axis.plot(times, color=ARM_COLOURS.get(arm, theme.ink), label=arm, linewidth=1.3)
             axis.set_ylim(bottom=0)
@@ -188,7 +190,7 @@ def draw_engines(path: Path, step_ms: Mapping[str, Mapping[str, float]], ceiling
     height = 0.38
     for theme in (LIGHT, DARK):
         size_in = (7.2, 0.9 + 0.55 * len(step_ms))
-        with _figure(themed_path(path, theme), theme, size_in) as (_, (axis,)):
+        with themed_figure(themed_path(path, theme), theme, size_in) as (_, (axis,)):
             for index, (arm, colour) in enumerate(ARM_COLOURS.items()):
                 values = [arms[arm] for arms in step_ms.values()]
                 axis.barh(places + (index - 0.5) * height, values, height, color=colour, label=arm)
@@ -232,7 +234,10 @@ def draw_agreement(
     """
     statistics = {'mean': 'mean', 'p95_of_step_maximum': "a step's greatest, p95"}
     for theme in (LIGHT, DARK):
-        with _figure(themed_path(path, theme), theme, (7.2, 5.0), 2, heights=(1, 1)) as (_, axes):
+        with themed_figure(themed_path(path, theme), theme, (7.2, 5.0), 2, heights=(1, 1)) as (
+            _,
+            axes,
+        ):
             for axis, (statistic, label) in zip(axes, statistics.items(), strict=True):
                 for part, style in (('translation', '-'), ('rotation', '--')):
                     axis.axhline(
@@ -285,14 +290,14 @@ def _group_name(start: int, stop: int) -> str:
 
 
 @contextlib.contextmanager
-def _figure(
+def themed_figure(
     path: Path,
     theme: Theme,
     size_in: tuple[float, float],
     rows: int = 1,
     heights: Sequence[float] = (1,),
 ) -> Iterator[tuple[Any, Any]]:
-    """Give a themed figure and its axes, and write it at the end.
+    """Give a themed figure and its axes, top to bottom, and write it at the end.
 
     The figure is made without pyplot: that keeps global state, and a window system, out of it.
     """

@@ -1,18 +1,15 @@
 """The report folder: video, charts, metrics.json and one HTML page that holds them all."""
 
-import base64
 import json
 from pathlib import Path
 from typing import Any
 
-from vla_cache_ros.cli.report.charts import draw_latency, draw_reuse, draw_steps, themed_path
-from vla_cache_ros.cli.report.palette import DARK
+from vla_cache_ros.cli.report.charts import draw_latency, draw_reuse, draw_steps
+from vla_cache_ros.cli.report.templates import Chart, render_template, video_url
 from vla_cache_ros.cli.report.result import ARMS, DemoResult, compute_metrics
 from vla_cache_ros.cli.report.video import Strip, compose, write_png, write_video
 
 VIDEO, POSTER, METRICS, PAGE = 'cameras.mp4', 'demo.png', 'metrics.json', 'index.html'
-MAX_EMBEDDED_BYTES = 6 * 2**20
-"""A larger video stays beside the page."""
 
 
 def write_report(folder: Path, result: DemoResult) -> dict[str, Any]:
@@ -32,7 +29,7 @@ def write_report(folder: Path, result: DemoResult) -> dict[str, Any]:
 
     shown = result.best_pair()
     has_video = bool(shown.dense.frames and shown.cached.frames)
-    charts: list[tuple[str, str, Path]] = []
+    charts: list[Chart] = []
     if has_video:
         strips = [
             Strip('dense', shown.dense.frames, shown.dense.outcome, overlay=False),
@@ -48,9 +45,7 @@ def write_report(folder: Path, result: DemoResult) -> dict[str, Any]:
     return metrics
 
 
-def _draw_charts(
-    folder: Path, result: DemoResult, metrics: dict[str, Any]
-) -> list[tuple[str, str, Path]]:
+def _draw_charts(folder: Path, result: DemoResult, metrics: dict[str, Any]) -> list[Chart]:
     shown = result.best_pair()
     stages = {
         arm: {stage: q['p50'] for stage, q in metrics['arms'][arm]['stage_ms'].items()}
@@ -70,20 +65,20 @@ def _draw_charts(
         {arm: [report.total_ms for report in shown.arm(arm).reports] for arm in ARMS},
     )
     return [
-        (
+        Chart(
             'Where a policy step spends its time',
             'Medians of each stage over every policy step of this run; "graph" is everything '
             'between the image stamp and the first command that is not inference. Below: how '
             'many policy steps took at most so long (the slowest hundredth may lie outside).',
             folder / 'latency.png',
         ),
-        (
+        Chart(
             'What was reused, and why the rest was not',
             'The cached episode of the video. Bottom: share of vision tokens whose keys and '
             'values were kept, by group of decoder layers.',
             folder / 'reuse.png',
         ),
-        (
+        Chart(
             'Time of each policy step',
             'The two episodes of the video. Peaks of the cached one are its keyframes.',
             folder / 'steps.png',
@@ -95,55 +90,16 @@ def _render(
     folder: Path,
     result: DemoResult,
     metrics: dict[str, Any],
-    charts: list[tuple[str, str, Path]],
+    charts: list[Chart],
     has_video: bool,
     init_state: int,
 ) -> str:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters.update(ms=_two, one=_one, ratio=_ratio, percent=_percent)
-    video = folder / VIDEO
-    embedded = has_video and video.stat().st_size <= MAX_EMBEDDED_BYTES
-    return environment.get_template('page.html.j2').render(
+    return render_template(
+        'page.html.j2',
         result=result,
         metrics=metrics,
         arms=ARMS,
         init_state=init_state,
-        video='' if not has_video else _data_url(video, 'video/mp4') if embedded else VIDEO,
-        charts=[
-            {
-                'title': title,
-                'caption': caption,
-                'light': _data_url(path, 'image/png'),
-                'dark': _data_url(themed_path(path, DARK), 'image/png'),
-            }
-            for title, caption, path in charts
-        ],
+        video=video_url(folder / VIDEO, folder) if has_video else '',
+        charts=[chart.embedded() for chart in charts],
     )
-
-
-def _data_url(path: Path, mime: str) -> str:
-    return f'data:{mime};base64,{base64.b64encode(path.read_bytes()).decode()}'
-
-
-def _one(value: float | None) -> str:
-    return '–' if value is None else f'{value:.1f}'
-
-
-def _two(value: float | None) -> str:
-    return '–' if value is None else f'{value:.2f}'
-
-
-def _ratio(value: float | None) -> str:
-    return '–' if value is None else f'{value:.2f}x'
-
-
-def _percent(value: float | None) -> str:
-    return '–' if value is None else f'{100 * value:.0f} %'

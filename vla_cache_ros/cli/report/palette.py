@@ -1,5 +1,6 @@
 """One colour per meaning, the same in the video, the charts and the page (Okabe and Ito's set)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vla_cache_ros.core.plan import PatchStatus
@@ -22,8 +23,20 @@ STATUS_LABELS: dict[PatchStatus, str] = {
 
 ARM_COLOURS = {'dense': '#e69f00', 'cached': '#0072b2'}
 
+PRESET_COLOURS = {
+    'off': ARM_COLOURS['dense'],
+    'safe': ARM_COLOURS['cached'],
+    'paper': '#009e73',
+    'random': '#d55e00',
+    'static_only': '#cc79a7',
+}
+"""Arms of an evaluation; others take what is left of the series."""
+
 SERIES_COLOURS = ('#009e73', '#0072b2', '#d55e00', '#cc79a7', '#e69f00')
 """Of series without a meaning of their own."""
+
+OTHER_ARM_COLOURS = ('#56b4e9', '#999999', '#a6761d', '#666699')
+"""Of arms that are no preset alone, 'off@7' for one."""
 
 STAGE_COLOURS: dict[str, str] = {
     'preprocess': '#56b4e9',
@@ -49,6 +62,17 @@ class Theme:
 
 LIGHT = Theme('light', '#ffffff', '#1b1f24', '#57606a', '#e3e6ea')
 DARK = Theme('dark', '#14171a', '#e6e8ea', '#9aa4ae', '#2b3036')
+
+
+def arm_colours(arms: Sequence[str]) -> dict[str, str]:
+    """A colour for each arm of an evaluation, the same wherever the arm appears."""
+    others = [arm for arm in arms if arm not in PRESET_COLOURS]
+    return {
+        arm: PRESET_COLOURS[arm]
+        if arm in PRESET_COLOURS
+        else OTHER_ARM_COLOURS[others.index(arm) % len(OTHER_ARM_COLOURS)]
+        for arm in arms
+    }
 
 
 def rgb(colour: str) -> tuple[int, int, int]:
