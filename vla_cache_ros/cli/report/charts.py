@@ -44,9 +44,7 @@ def draw_latency(
     arms = list(stage_ms)
     stages = list(dict.fromkeys(stage for arm in arms for stage in stage_ms[arm]))
     for theme in (LIGHT, DARK):
-        with themed_figure(
-            themed_path(path, theme), theme, (7.2, 3.9), rows=2, heights=(2, 1.15)
-        ) as (
+        with themed_figure(path, theme, (7.2, 3.9), rows=2, heights=(2, 1.15)) as (
             _,
             (bars, spread),
         ):
@@ -114,9 +112,10 @@ def draw_reuse(path: Path, reports: Sequence[StepReport], layout: TokenLayout) -
     for theme in (LIGHT, DARK):
         heights = (*[1.3] * len(cameras), 0.35 + 0.22 * len(groups))
         rows = len(cameras) + 1
-        with themed_figure(
-            themed_path(path, theme), theme, (7.2, 1.1 + 1.55 * rows), rows=rows, heights=heights
-        ) as (figure, axes):
+        with themed_figure(path, theme, (7.2, 1.1 + 1.55 * rows), rows=rows, heights=heights) as (
+            figure,
+            axes,
+        ):
             for axis, camera in zip(axes, cameras, strict=False):
                 status = np.stack([grid[camera][0].ravel() for grid in grids])
                 shares = [100.0 * (status == kind).mean(axis=1) for kind in STATUS_COLOURS]
@@ -162,7 +161,7 @@ def draw_reuse(path: Path, reports: Sequence[StepReport], layout: TokenLayout) -
 def draw_steps(path: Path, step_ms: Mapping[str, Sequence[float]]) -> None:
     """Draw the time of each policy step of one episode, an arm per line."""
     for theme in (LIGHT, DARK):
-        with themed_figure(themed_path(path, theme), theme, (7.2, 2.4)) as (_, (axis,)):
+        with themed_figure(path, theme, (7.2, 2.4)) as (_, (axis,)):
             for arm, times in step_ms.items():
                 axis.plot(times, color=ARM_COLOURS.get(arm, theme.ink), label=arm, linewidth=1.3)
             axis.set_ylim(bottom=0)
@@ -190,7 +189,7 @@ def draw_engines(path: Path, step_ms: Mapping[str, Mapping[str, float]], ceiling
     height = 0.38
     for theme in (LIGHT, DARK):
         size_in = (7.2, 0.9 + 0.55 * len(step_ms))
-        with themed_figure(themed_path(path, theme), theme, size_in) as (_, (axis,)):
+        with themed_figure(path, theme, size_in) as (_, (axis,)):
             for index, (arm, colour) in enumerate(ARM_COLOURS.items()):
                 values = [arms[arm] for arms in step_ms.values()]
                 axis.barh(places + (index - 0.5) * height, values, height, color=colour, label=arm)
@@ -234,7 +233,7 @@ def draw_agreement(
     """
     statistics = {'mean': 'mean', 'p95_of_step_maximum': "a step's greatest, p95"}
     for theme in (LIGHT, DARK):
-        with themed_figure(themed_path(path, theme), theme, (7.2, 5.0), 2, heights=(1, 1)) as (
+        with themed_figure(path, theme, (7.2, 5.0), 2, heights=(1, 1)) as (
             _,
             axes,
         ):
@@ -297,7 +296,7 @@ def themed_figure(
     rows: int = 1,
     heights: Sequence[float] = (1,),
 ) -> Iterator[tuple[Any, Any]]:
-    """Give a themed figure and its axes, top to bottom, and write it at the end.
+    """Give a themed figure and its axes, top to bottom, and write it to `themed_path` at the end.
 
     The figure is made without pyplot: that keeps global state, and a window system, out of it.
     """
@@ -318,4 +317,4 @@ def themed_figure(
             spine.set_visible(side in ('left', 'bottom'))
             spine.set_color(theme.grid)
     yield figure, axes
-    figure.savefig(path, facecolor=theme.background)
+    figure.savefig(themed_path(path, theme), facecolor=theme.background)

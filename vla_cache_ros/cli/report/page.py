@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from vla_cache_ros.cli.report.charts import draw_latency, draw_reuse, draw_steps
-from vla_cache_ros.cli.report.templates import Chart, render_template, video_url
 from vla_cache_ros.cli.report.result import ARMS, DemoResult, compute_metrics
+from vla_cache_ros.cli.report.templates import Chart, render_template, video_url
 from vla_cache_ros.cli.report.video import Strip, compose, write_png, write_video
 
 VIDEO, POSTER, METRICS, PAGE = 'cameras.mp4', 'demo.png', 'metrics.json', 'index.html'
