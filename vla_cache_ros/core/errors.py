@@ -15,6 +15,14 @@ class InstructionError(ObservationError):
     """The instruction is empty or longer than the model's text span."""
 
 
+class FrameError(ObservationError):
+    """A message from the network is not what its protocol says."""
+
+
+class ServingError(VlaCacheError):
+    """A server cannot do what a client asks for: no session is free, or the policy failed."""
+
+
 class ConfigError(VlaCacheError):
     """A configuration value is out of its range or contradicts another one."""
 
@@ -33,6 +41,10 @@ class DatasetError(VlaCacheError):
 
 class SimulatorError(VlaCacheError):
     """A simulator failed or is not installed. Never to be counted as a policy's failure."""
+
+
+class EvaluationError(VlaCacheError):
+    """An evaluation stopped; the episodes that it had finished are stored."""
 
 
 class UnknownNameError(ConfigError):

@@ -29,7 +29,7 @@ def run_episode(
     policy: Policy,
     spec: EpisodeSpec,
     dense: Policy | None = None,
-    on_step: Callable[[], None] | None = None,
+    on_call: Callable[[str], None] | None = None,
 ) -> EpisodeRow:
     """Run one episode to its success, its step limit or an invalid action.
 
@@ -39,7 +39,8 @@ def run_episode(
         spec: The episode.
         dense: The same policy without reuse. It computes a chunk of its own for every observation,
             unseen by the simulator and outside all times, so that the divergence is known.
-        on_step: Called after every control step; a watchdog listens.
+        on_call: Called with the name of each call of the simulator when it begins ('reset',
+            'advance', 'observe') and with '' when it has returned; a watchdog listens.
 
     Returns:
         The row. An action that is not finite ends the episode as a failure, with a note.
@@ -48,7 +49,7 @@ def run_episode(
         SimulatorError: The simulator failed; the episode says nothing about the policy.
     """
     execute_steps = parse_arm(spec.arm).execute_steps or default_execute_steps(policy)
-    watch = _Stopwatch()
+    watch = _Stopwatch(on_call)
     trace: list[PolicyStep] = []
     steps, outcome, note = 0, '', ''
 
@@ -77,8 +78,6 @@ def run_episode(
             with watch.simulator('advance'):
                 _, success, truncated, info = env.advance(action)
             steps += 1
-            if on_step is not None:
-                on_step()
             if success or truncated:
                 outcome = 'success' if success else 'failure'
                 break
@@ -138,9 +137,15 @@ def default_execute_steps(policy: Policy) -> int:
     return int(getattr(policy, 'execute_steps', max(1, policy.chunk_size // 2)))
 
 
-def diverge(actions: np.ndarray, dense: ActionChunk) -> Divergence:
-    """Compare the actions that will be executed, [n, 7], with the dense policy's."""
+def diverge(actions: np.ndarray, dense: ActionChunk) -> Divergence | None:
+    """Compare the actions that will be executed, [n, 7], with the dense policy's.
+
+    Returns:
+        None where either holds NaN or infinity: there is no distance to speak of.
+    """
     reference = dense.actions[: len(actions)]
+    if not (np.isfinite(actions).all() and np.isfinite(reference).all()):
+        return None
     difference = np.abs(actions[:, :6] - reference[:, :6])
     flips = np.sign(actions[:, 6]) != np.sign(reference[:, 6])
     return Divergence(float(difference.mean()), float(difference.max()), int(flips.sum()))
@@ -149,7 +154,8 @@ def diverge(actions: np.ndarray, dense: ActionChunk) -> Divergence:
 class _Stopwatch:
     """Tells the time of the harness from that of the policy and of the simulator."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_call: Callable[[str], None] | None) -> None:
+        self._on_call = on_call or (lambda call: None)
         self._begin = time.perf_counter()
         self._elsewhere_s = 0.0
 
@@ -171,6 +177,7 @@ class _Stopwatch:
     def simulator(self, call: str) -> Iterator[None]:
         """Blame the simulator for whatever is raised inside, configuration errors excepted."""
         begin = time.perf_counter()
+        self._on_call(call)
         try:
             yield
         except (ConfigError, SimulatorError):
@@ -178,4 +185,5 @@ class _Stopwatch:
         except Exception as error:  # a simulator raises anything; none of it is the policy's
             raise SimulatorError(f'{call} failed: {type(error).__name__}: {error}') from error
         finally:
+            self._on_call('')
             self._elsewhere_s += time.perf_counter() - begin

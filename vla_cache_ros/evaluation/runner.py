@@ -1,9 +1,10 @@
 """Runs episodes one after another in one process, keeping policies and the simulator."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from vla_cache_ros.core.errors import SimulatorError
+from vla_cache_ros.core.errors import SimulatorError, VlaCacheError
 from vla_cache_ros.core.protocols import Policy
 from vla_cache_ros.evaluation.arms import parse_arm
 from vla_cache_ros.evaluation.environment import Environment, EnvironmentFactory, PolicyFactory
@@ -29,15 +30,16 @@ class Job:
 class EpisodeRunner:
     """What every worker does, wherever it runs."""
 
-    def __init__(self, job: Job, on_step: Callable[[], None] | None = None) -> None:
+    def __init__(self, job: Job, on_call: Callable[[str], None] | None = None) -> None:
         """Build nothing yet: policies and simulators come with the first episode of their kind.
 
         Args:
             job: What to run with.
-            on_step: Called after every control step.
+            on_call: Called with the name of each call of the simulator ('make' and those of
+                `run_episode`) when it begins, and with '' when it has returned.
         """
         self._job = job
-        self._on_step = on_step
+        self._on_call = on_call or (lambda call: None)
         self._policies: dict[str, Policy] = {}
         self._env: Environment | None = None
         self._env_key: tuple[str, int] | None = None
@@ -50,9 +52,10 @@ class EpisodeRunner:
         try:
             env = self._environment(spec, policy.image_size_px)
             dense = self._policy('off') if compares else None
-            return run_episode(env, policy, spec, dense, self._on_step)
+            return run_episode(env, policy, spec, dense, self._on_call)
         except SimulatorError as error:
-            self.close()  # whatever state it is in, the next episode gets a new one
+            with contextlib.suppress(Exception):  # it is broken; the next episode gets a new one
+                self.close()
             return failed_row(spec, str(error))
 
     def close(self) -> None:
@@ -70,9 +73,20 @@ class EpisodeRunner:
         key = (spec.suite, image_size_px)
         if self._env is None or key != self._env_key:
             self.close()
-            self._env = self._job.make_env(spec.suite, spec.task, image_size_px)
+            self._env = self._make(spec, image_size_px)
             self._env_key = key
         return self._env
+
+    def _make(self, spec: EpisodeSpec, image_size_px: int) -> Environment:
+        self._on_call('make')
+        try:
+            return self._job.make_env(spec.suite, spec.task, image_size_px)
+        except VlaCacheError:
+            raise
+        except Exception as error:  # a simulator raises anything; none of it is the policy's
+            raise SimulatorError(f'make failed: {type(error).__name__}: {error}') from error
+        finally:
+            self._on_call('')
 
 
 def failed_row(spec: EpisodeSpec, note: str) -> EpisodeRow:
