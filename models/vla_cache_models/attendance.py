@@ -27,7 +27,8 @@ class Attendance:
     Attributes:
         blocks: Together they cover all K rows. Splitting by block spares the masked part of the
             score matrix and any mask tensor.
-        mask: For causal layouts, which keys each row sees, bool [K, N]; else None.
+        mask: For causal layouts, which keys each row sees, bool [K, N], or [B, 1, K, N] where the
+            rows of a batch run at different slots; else None.
     """
 
     blocks: tuple[AttentionBlock, ...]
@@ -43,14 +44,18 @@ def resolve_attendance(
 
     Args:
         layout: The sequence's layout.
-        slots: Ascending slots of the rows that run, [K]; None means all N.
+        slots: Ascending slots of the rows that run, [K], or [B, K] with equally many tokens of
+            each camera in every batch row; None means all N.
         device: Where the mask goes.
 
     Returns:
         The blocks, with rows counted among the running ones and keys in slot coordinates.
     """
     edges = [0, *(camera.start for camera in layout), layout.vision[1], layout.num_tokens]
-    rows = edges if slots is None else [int(row) for row in np.searchsorted(slots, edges)]
+    rows = edges
+    if slots is not None:
+        one = slots if slots.ndim == 1 else slots[0]
+        rows = [int(row) for row in np.searchsorted(one, edges)]
     everything = (0, layout.num_tokens)
     own_keys = {
         'all': lambda camera: everything,
@@ -71,7 +76,9 @@ def resolve_attendance(
         return Attendance(tuple(blocks))
     keys_at = torch.arange(layout.num_tokens, device=device)
     rows_at = keys_at if slots is None else torch.from_numpy(slots).to(device)
-    return Attendance(tuple(blocks), keys_at <= rows_at[:, None])
+    if rows_at.ndim == 2:
+        rows_at = rows_at[:, None]
+    return Attendance(tuple(blocks), keys_at <= rows_at[..., None])
 
 
 def one_row(slot: int) -> Attendance:

@@ -119,7 +119,7 @@ class PartialAttention(nn.Module):
                 attn_mask=None
                 if attendance.mask is None
                 else attendance.mask[
-                    block.row_start : block.row_stop, block.key_start : block.key_stop
+                    ..., block.row_start : block.row_stop, block.key_start : block.key_stop
                 ],
                 enable_gqa=config.kv_heads != config.heads,
             )
@@ -215,8 +215,8 @@ class Decoder(nn.Module):
 
         Args:
             x: Hidden states of the rows that run, [B, K, D].
-            positions: Their slots = sequence positions = RoPE positions, int64, [K] or (only
-                without a cache) [B, K].
+            positions: Their slots = sequence positions = RoPE positions, int64, [K], or [B, K]
+                where the rows of a batch differ (a cache must then be a StackedCache).
             attendance: Which keys each row sees.
             cache: K/V of all N slots (it may have more), updated in place; None attends among the
                 given rows only.
@@ -230,7 +230,7 @@ class Decoder(nn.Module):
         rotation = self.rotation(positions)
         if rotation is not None:
             rotation = (rotation[0].to(x.dtype), rotation[1].to(x.dtype))
-        slots = positions if cache is not None and positions.shape[0] < cache.num_tokens else None
+        slots = positions if cache is not None and positions.shape[-1] < cache.num_tokens else None
         for layer in range(start, self.config.layers if stop is None else stop):
             x = self.layers[layer](x, rotation, slots, attendance, cache, layer, probe)
         return x

@@ -4,22 +4,24 @@ The hot loop is `VlaPolicy.act`; everything else here prepares it.
 """
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from vla_cache_models.attendance import resolve_attendance
 from vla_cache_models.probe import AttentionProbe
-from vla_cache_models.vla import Vla
+from vla_cache_models.rows import decode, merge_caches, merge_probes
+from vla_cache_models.vla import Inputs, Vla
 from vla_cache_ros.core.config import ReuseConfig
 from vla_cache_ros.core.controller import PlannedStep, ReuseController
 from vla_cache_ros.core.errors import ConfigError, UnknownNameError
 from vla_cache_ros.core.kv_cache import KVCache
 from vla_cache_ros.core.layout import TokenLayout
+from vla_cache_ros.core.plan import ReusePlan
 from vla_cache_ros.core.timing import StageClock
 from vla_cache_ros.core.types import ActionChunk, Observation, StepReport
 
@@ -115,56 +117,58 @@ class VlaPolicy:
         Raises:
             ObservationError: A camera is missing, an image or the instruction cannot be used.
         """
+        step = self.begin(observation)
+        (actions,) = run_steps((step,))
+        return self.finish(step, actions)
+
+    def begin(self, observation: Observation) -> 'Step':
+        """The step up to the network: inputs and plan. `run_steps`, then `finish` must follow.
+
+        Raises:
+            ObservationError: A camera is missing, an image or the instruction cannot be used.
+        """
         stages = StageClock(self._clock)
         with stages('preprocess'):
             inputs = self._model.prepare(observation)
             self._settle_layout(inputs.prompt.layout)
-        step = self._controller.plan(inputs.frames, observation.instruction, self._layout)
-        probe = self._probe(step)
-        with stages('vision'):
-            x = self._model.embed(inputs, step.plan.recompute[0], keep=step.mode != 'dense')
-        with stages('decoder'):
-            x = self._decode(x, step, probe)
-        with stages('head'):
-            actions = self._model.decode_actions(x, inputs.prompt, self._cache)
+        planned = self._controller.plan(inputs.frames, observation.instruction, self._layout)
+        return Step(
+            self._model,
+            inputs,
+            self._cache,
+            self._layout,
+            self._probe(planned),
+            planned,
+            stages,
+            self._clock,
+            observation.stamp_ns,
+        )
 
-        stage_ms = _in_order(stages.stage_ms, step)
+    def widen(self, step: 'Step', plan: ReusePlan) -> None:
+        """Have the step recompute more than it planned; see ReuseController.widen."""
+        step.planned = self._controller.widen(step.planned, plan)
+
+    def finish(self, step: 'Step', actions: NDArray[np.float32]) -> ActionChunk:
+        """The step behind the network: commit and report; actions are the chunk, [T, 7]."""
+        planned, probe = step.planned, step.probe
+        stage_ms = _in_order(step.stages.stage_ms, planned)
         stage_ms['selection'] += self._controller.commit(
-            step,
+            planned,
             relevance=None if probe.relevance is None else probe.relevance[0],
-            entropy=torch.stack(list(probe.entropy.values())) if step.wants_entropy else None,
+            entropy=torch.stack(list(probe.entropy.values())) if planned.wants_entropy else None,
             step_ms=sum(stage_ms.values()),
         )
         report = StepReport(
             step=self._steps,
-            mode=step.mode,
+            mode=planned.mode,
             stage_ms=stage_ms,
-            plan=step.plan,
-            flush_reason=step.flush_reason,
-            keyframe_reason=step.keyframe_reason,
-            frames=inputs.frames,
+            plan=planned.plan,
+            flush_reason=planned.flush_reason,
+            keyframe_reason=planned.keyframe_reason,
+            frames=step.inputs.frames,
         )
         self._steps += 1
-        return ActionChunk(actions, observation.stamp_ns, report)
-
-    def _decode(self, x: Tensor, step: PlannedStep, probe: AttentionProbe) -> Tensor:
-        """Run each layer group on its recomputed tokens; reused ones stay behind."""
-        cache = self._cache if step.mode != 'dense' or self._model.generates else None
-        running = step.plan.recompute[0]
-        for group, slots in zip(step.plan.groups, step.plan.recompute, strict=True):
-            if len(slots) < len(running):
-                rows = torch.from_numpy(np.searchsorted(running, slots)).to(self._device)
-                x, running = x[:, rows], slots
-            x = self._model.decoder(
-                x,
-                torch.from_numpy(slots).to(self._device),
-                resolve_attendance(self._layout, slots, self._device),
-                cache,
-                group.start,
-                group.stop,
-                probe,
-            )
-        return x
+        return ActionChunk(actions, step.stamp_ns, report)
 
     def _settle_layout(self, layout: TokenLayout) -> None:
         """Take over the layout of a new instruction."""
@@ -181,6 +185,77 @@ class VlaPolicy:
             visible=self._visible,
             with_entropy=step.wants_entropy,
         )
+
+
+@dataclass
+class Step:
+    """A policy step between its plan and its report.
+
+    Attributes:
+        model, inputs, cache, layout, probe: What it runs on.
+        planned: What is to run.
+        stages: Times so far.
+        clock: Seconds; on a GPU it waits for the device.
+        stamp_ns: The observation's stamp.
+    """
+
+    model: Vla
+    inputs: Inputs
+    cache: KVCache
+    layout: TokenLayout
+    probe: AttentionProbe
+    planned: PlannedStep
+    stages: StageClock
+    clock: Callable[[], float]
+    stamp_ns: int
+
+    @property
+    def needs_cache(self) -> bool:
+        """Whether K/V must be kept: for later steps, or for what the head generates."""
+        return self.keeps or self.model.generates
+
+    @property
+    def keeps(self) -> bool:
+        """Whether K/V is kept for later steps."""
+        return self.planned.mode != 'dense'
+
+
+@torch.inference_mode()
+def run_steps(steps: Sequence[Step]) -> list[NDArray[np.float32]]:
+    """Run the network for one step, or for several sessions' steps as one batch.
+
+    Vision and decoder run once for all, the heads one after another. A batch's stages are charged
+    to its sessions in equal shares.
+
+    Args:
+        steps: On shared weights, with layouts of the same spans and with plans that run equally
+            many tokens per group and camera. Their times are filled in.
+
+    Returns:
+        The chunks, each [T, 7].
+    """
+    first, together = steps[0], StageClock(steps[0].clock)
+    plans = [step.planned.plan for step in steps]
+    with together('vision'):
+        x = first.model.embed_together(
+            [step.model for step in steps],
+            [step.inputs for step in steps],
+            [plan.recompute[0] for plan in plans],
+            keep=any(step.keeps for step in steps),
+        )
+    with together('decoder'):
+        needs_cache = any(step.needs_cache for step in steps)
+        cache = merge_caches([step.cache for step in steps]) if needs_cache else None
+        probe = merge_probes([step.probe for step in steps])
+        x = decode(first.model.decoder, x, plans, first.layout, cache, probe)
+    chunks: list[NDArray[np.float32]] = []
+    for row, step in enumerate(steps):
+        for name, ms in together.stage_ms.items():
+            step.stages.add(name, ms / len(steps))
+        with step.stages('head'):
+            own = x[row : row + 1]
+            chunks.append(step.model.decode_actions(own, step.inputs.prompt, step.cache))
+    return chunks
 
 
 def _finishing_clock(device: torch.device, clock: Callable[[], float]) -> Callable[[], float]:

@@ -1,5 +1,7 @@
 """What is read off the attention on the way, without materialising any other attention map."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from vla_cache_ros.core.layout import TokenLayout
@@ -64,3 +66,17 @@ class AttentionProbe:
         rows = q[:, :, text_start + behind : text_stop + behind]
         visible = None if self.visible is None else self.visible[text_start:text_stop]
         return text_to_vision_batched(rows, k, visible, self.layout.vision)
+
+
+class StackedProbe(AttentionProbe):
+    """The probes of B sessions on a batch of B rows; each collects from its own row."""
+
+    def __init__(self, probes: Sequence[AttentionProbe]) -> None:
+        """Stack them in the order of the rows."""
+        self._probes = tuple(probes)
+
+    def observe(self, layer: int, q: Tensor, k: Tensor, slots: Tensor | None) -> None:
+        """Called by each layer; see AttentionProbe. Slots may be [B, K]."""
+        for row, probe in enumerate(self._probes):
+            own = slots[row] if slots is not None and slots.ndim == 2 else slots
+            probe.observe(layer, q[row : row + 1], k[row : row + 1], own)

@@ -1,6 +1,6 @@
 """What `VlaPolicy` needs of a model: the seam between the hot loop and the four models."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -109,6 +109,27 @@ class Vla(Protocol):
 
         Returns:
             [1, K, D].
+        """
+        ...
+
+    def embed_together(
+        self,
+        peers: Sequence[Any],
+        inputs: Sequence[Inputs],
+        slots: Sequence[NDArray[np.int64]],
+        *,
+        keep: bool,
+    ) -> Tensor:
+        """`embed` for sessions on the same weights.
+
+        Args:
+            peers: Their models, made by `share`; this one may be among them.
+            inputs: One per session.
+            slots: Likewise; equally many of each camera.
+            keep: Whether K/V is kept for later steps.
+
+        Returns:
+            [B, K, D].
         """
         ...
 

@@ -416,3 +416,30 @@ def test_layout_with_other_vision_spans_is_refused() -> None:
     shifted = replace(LAYOUT, cameras=(CameraSpan('front', 1, SIDE, SIDE),))
     with pytest.raises(ConfigError, match='another ReuseController'):
         controller.plan(make_images(), TASK, shifted)
+
+
+def test_a_wider_plan_is_what_is_committed_and_aged():
+    controller = make_controller(steps=1)
+    step = controller.plan(make_images(), TASK)
+    reused = np.setdiff1d(EVERY, step.plan.recompute[-1])
+    extra = np.sort(np.append(step.plan.recompute[0], reused[0]))
+    wider = controller.widen(step, replace(step.plan, recompute=(extra,)))
+    controller.commit(wider, relevance=np.zeros(LAYOUT.num_vision, np.float32))
+    age = controller.plan(make_images(), TASK).plan.age
+    first = LAYOUT.vision[0]
+    assert age[reused[0] - first] < age[reused[1] - first]
+
+
+def test_a_plan_that_leaves_out_what_must_run_is_refused():
+    controller = make_controller(steps=1)
+    step = controller.plan(make_images(), TASK)
+    with pytest.raises(VlaCacheError, match='recomputes all'):
+        controller.widen(step, replace(step.plan, recompute=(step.plan.recompute[0][1:],)))
+
+
+def test_only_the_step_planned_last_can_be_widened():
+    controller = make_controller(steps=1)
+    step = controller.plan(make_images(), TASK)
+    controller.plan(make_images(), TASK)
+    with pytest.raises(VlaCacheError, match='returned last'):
+        controller.widen(step, step.plan)

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vla_cache_ros.core.errors import ConfigError
-from vla_cache_ros.core.kv_cache import KVCache
+from vla_cache_ros.core.kv_cache import KVCache, StackedCache
 
 LAYERS, BATCH, HEADS, TOKENS, WIDTH = 2, 2, 3, 7, 4
 
@@ -66,3 +66,34 @@ def test_rows_of_another_precision_are_stored_in_the_cache_s():
 def test_a_size_of_zero_is_refused():
     with pytest.raises(ConfigError, match=r'\[L, B, Akv, N, d\]'):
         KVCache(1, 1, 0, 4)
+
+
+@given(st.integers(0, LAYERS - 1), st.integers(0, 2**31))
+def test_a_stack_writes_each_row_into_its_own_cache_and_reads_them_all(layer, seed):
+    generator = torch.Generator().manual_seed(seed)
+    caches = [KVCache(LAYERS, HEADS, TOKENS, WIDTH) for _ in range(3)]
+    alone = [KVCache(LAYERS, HEADS, TOKENS, WIDTH) for _ in range(3)]
+    slots = torch.stack([torch.randperm(TOKENS, generator=generator)[:4] for _ in caches])
+    k = torch.randn((3, HEADS, 4, WIDTH), generator=generator)
+
+    stack = StackedCache(caches)
+    stack.write(layer, slots, k, -k)
+    for row, cache in enumerate(alone):
+        cache.write(layer, slots[row], k[row : row + 1], -k[row : row + 1])
+
+    for cache, expected in zip(caches, alone, strict=True):
+        assert torch.equal(cache.k, expected.k)
+        assert torch.equal(cache.v, expected.v)
+    read_k, read_v = stack.layer(layer)
+    assert torch.equal(read_k, torch.cat([cache.k[layer] for cache in alone]))
+    assert torch.equal(read_v, torch.cat([cache.v[layer] for cache in alone]))
+    assert stack.num_tokens == TOKENS
+    assert stack.nbytes == 3 * alone[0].nbytes
+
+
+def test_a_stack_takes_slots_that_all_share():
+    caches = [KVCache(LAYERS, HEADS, TOKENS, WIDTH) for _ in range(2)]
+    k = torch.randn(2, HEADS, 2, WIDTH)
+    StackedCache(caches).write(0, torch.tensor([5, 1]), k, k)
+    assert torch.equal(caches[1].k[0, 0, :, 1], k[1, :, 1])
+    assert not caches[1].k[0, 0, :, 0].any()

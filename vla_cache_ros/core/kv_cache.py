@@ -1,5 +1,7 @@
 """The K/V cache: preallocated, written in place, slot = sequence position = RoPE position."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -83,3 +85,45 @@ class KVCache:
         else:
             cached_k.index_copy_(2, slots, k.to(cached_k.dtype))
             cached_v.index_copy_(2, slots, v.to(cached_v.dtype))
+
+
+class StackedCache(KVCache):
+    """The caches of B sessions as one with B rows; what is written lands in the session's own.
+
+    The sessions' caches stay where they are, so any of them may run together. Reading a layer
+    copies it: B Akv N d numbers, little beside the layer's own work.
+    """
+
+    def __init__(self, caches: Sequence[KVCache]) -> None:
+        """Stack caches of batch 1 and equal shape."""
+        self._caches = tuple(caches)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the sessions' caches, bytes."""
+        return sum(cache.nbytes for cache in self._caches)
+
+    @property
+    def num_tokens(self) -> int:
+        """N, slots."""
+        return self._caches[0].num_tokens
+
+    def layer(self, index: int) -> tuple[Tensor, Tensor]:
+        """One layer's K and V over all slots, copied; each [B, Akv, N, d]."""
+        return (
+            torch.cat([cache.k[index] for cache in self._caches]),
+            torch.cat([cache.v[index] for cache in self._caches]),
+        )
+
+    def write(self, layer: int, slots: Tensor | None, k: Tensor, v: Tensor) -> None:
+        """Put each session's rows into its own cache; see KVCache.
+
+        Args:
+            layer: Layer index, 0..L-1.
+            slots: Int64 [K], the same for all, or [B, K]; None for all N slots.
+            k: Keys, [B, Akv, K, d].
+            v: Values, [B, Akv, K, d].
+        """
+        for row, cache in enumerate(self._caches):
+            own = slots[row] if slots is not None and slots.ndim == 2 else slots
+            cache.write(layer, own, k[row : row + 1], v[row : row + 1])

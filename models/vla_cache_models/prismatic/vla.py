@@ -1,6 +1,7 @@
 """What the three models have in common behind `VlaPolicy`."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -154,6 +155,21 @@ class PrismaticVla(ABC):
         if len(slots) == sequence.shape[1]:
             return sequence
         return sequence[:, torch.from_numpy(slots).to(self._device)]
+
+    def embed_together(
+        self,
+        peers: Sequence['PrismaticVla'],
+        inputs: Sequence[Inputs],
+        slots: Sequence[NDArray[np.int64]],
+        *,
+        keep: bool,
+    ) -> Tensor:
+        """The same for several sessions, [B, K, D]; the towers run one picture set at a time."""
+        embedded = [
+            peer.embed(own, rows, keep=keep)
+            for peer, own, rows in zip(peers, inputs, slots, strict=True)
+        ]
+        return torch.cat(embedded)
 
     @abstractmethod
     def decode_actions(

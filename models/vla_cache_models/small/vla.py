@@ -1,5 +1,6 @@
 """The small VLA behind `VlaPolicy`, with a vision tower that runs changed patches alone."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from vla_cache_models.attendance import resolve_attendance
 from vla_cache_models.decoder import Decoder
+from vla_cache_models.rows import merge_caches, merge_slots, take_rows
 from vla_cache_models.small.checkpoint import Checkpoint
 from vla_cache_models.small.network import tower_layout
 from vla_cache_models.vla import Inputs, Prompt, camera_image
@@ -104,9 +106,21 @@ class SmallVla:
 
         The tower, too, runs the given patches alone, against a K/V cache of its own.
         """
-        assert inputs.proprioception is not None
-        rest = self._network.embed_rest(inputs.proprioception, inputs.prompt.tokens)
-        return torch.cat((self._vision(inputs, slots, keep), rest), dim=1)
+        return self.embed_together((self,), (inputs,), (slots,), keep=keep)
+
+    def embed_together(
+        self,
+        peers: Sequence['SmallVla'],
+        inputs: Sequence[Inputs],
+        slots: Sequence[NDArray[np.int64]],
+        *,
+        keep: bool,
+    ) -> Tensor:
+        """The same for several sessions at once, [B, K, D]; the tower's batch is theirs."""
+        states = [own.proprioception for own in inputs if own.proprioception is not None]
+        tokens = torch.cat([own.prompt.tokens for own in inputs])
+        rest = self._network.embed_rest(torch.cat(states), tokens)
+        return torch.cat((self._vision(peers, inputs, slots, keep), rest), dim=1)
 
     def decode_actions(
         self, hidden: Tensor, prompt: Prompt, cache: KVCache
@@ -131,18 +145,25 @@ class SmallVla:
             network=self._network if network is None else network,
         )
 
-    def _vision(self, inputs: Inputs, slots: NDArray[np.int64], keep: bool) -> Tensor:
+    def _vision(
+        self,
+        peers: Sequence['SmallVla'],
+        inputs: Sequence[Inputs],
+        slots: Sequence[NDArray[np.int64]],
+        keep: bool,
+    ) -> Tensor:
         start, stop = self._layout.vision
-        cells = slots[(slots >= start) & (slots < stop)] - start
-        stacked = torch.from_numpy(np.stack([inputs.frames[name] for name in self.cameras]))
-        patches = self._network.patch_embedding.patchify(stacked[None].to(self._device))
-        everything = len(cells) == self._layout.num_vision
+        cells = merge_slots([own[(own >= start) & (own < stop)] - start for own in slots])
+        frames = np.stack([own.frames[name] for own in inputs for name in self.cameras])
+        stacked = torch.from_numpy(frames).unflatten(0, (len(inputs), -1))
+        patches = self._network.patch_embedding.patchify(stacked.to(self._device))
+        everything = cells.shape[-1] == self._layout.num_vision
         attendance = resolve_attendance(
             self._tower_layout, None if everything else cells, self._device
         )
         rows = torch.from_numpy(cells).to(self._device)
-        cache = self._tower_cache if keep else None
-        chosen = patches if everything else patches[:, rows]
+        cache = merge_caches([peer._tower_cache for peer in peers]) if keep else None
+        chosen = patches if everything else take_rows(patches, rows)
         return self._network.embed_vision(chosen, rows, attendance, cache)
 
     def _resized(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
