@@ -1,0 +1,1 @@
+"""Simulators in other processes and Python environments; see docs/remote_environments.md."""
