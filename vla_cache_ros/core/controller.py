@@ -166,6 +166,8 @@ class ReuseController:
             if not np.isin(planned, given, assume_unique=True).all():
                 raise VlaCacheError('a wider plan recomputes all that the planned one does.')
         self._pending = replace(step, plan=plan)
+        if self._random is None:
+            self._pending_rule = plan
         return self._pending
 
     def commit(
