@@ -1,435 +1,360 @@
-"""`vla-cache eval`: success of a policy over tasks and initial states, without ROS.
+"""`vla-cache eval`: success over tasks and initial states, dense, cached or paired."""
 
-    python -m vla_cache_ros.cli.evaluate --checkpoint models/weights \
-        --tasks libero_object/0,libero_object/3 --init-states 0-9 --cache off
-
-Episodes are shared among worker processes of one thread each. Every finished episode is appended
-to a JSONL file and never run twice; a simulator's failure is reported as such, tried again by the
-next run, and never counted against the policy.
-"""
-
-import contextlib
-import multiprocessing
+import json
 import os
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vla_cache_ros.cli.checkpoints import CheckpointPolicies, PolicyFactory, PolicyOptions
-from vla_cache_ros.cli.episodes import (
-    Environment,
-    EpisodeRow,
-    EpisodeSpec,
-    append_row,
-    read_rows,
-    run_episode,
-)
-from vla_cache_ros.cli.paired import compare, pair_rows
+from tyro.conf import Positional
+
+from vla_cache_ros import __version__
+from vla_cache_ros.cli.checkpoints import CheckpointPolicies, PolicyOptions
+from vla_cache_ros.cli.environments import environment_factory, simulator_versions
 from vla_cache_ros.cli.progress import Progress
-from vla_cache_ros.cli.statistics import Rate, wilson_rate
-from vla_cache_ros.cli.tasks import TaskName, parse_indices, parse_tasks
-from vla_cache_ros.core.errors import ConfigError, SimulatorError, VlaCacheError
-from vla_cache_ros.core.protocols import Policy
+from vla_cache_ros.cli.tasks import parse_indices, parse_tasks
+from vla_cache_ros.core.errors import ConfigError, EvaluationError, UnknownNameError
+from vla_cache_ros.evaluation.arms import parse_arm, parse_arms
+from vla_cache_ros.evaluation.crew import STEP_TIMEOUT_S, Crew, LocalCrew
+from vla_cache_ros.evaluation.environment import EnvironmentFactory, PolicyFactory
+from vla_cache_ros.evaluation.episode import UNDISTURBED, EpisodeRow, EpisodeSpec
+from vla_cache_ros.evaluation.evaluate import evaluate, running_order
+from vla_cache_ros.evaluation.runner import Job
+from vla_cache_ros.evaluation.store import FILE, EpisodeStore
+from vla_cache_ros.evaluation.summary import ALL, DENSE, EvaluationSummary, summarise
 
-EnvironmentFactory = Callable[[str, int, int], Environment]
-"""Builds a simulator from (suite, task, image_size_px); picklable."""
+BROUGHT = 'small'
+"""Stands for the weights that the package brings."""
 
-MAX_SIMULATOR_ERRORS_IN_A_ROW = 3
-"""After so many the simulator is taken for broken, and the evaluation stops."""
-
-
-class EvaluationError(VlaCacheError):
-    """An evaluation stopped; what it had finished is in its file."""
-
-
-def anonymous(cache: str) -> str:
-    """The fingerprint of policies that have none."""
-    return ''
-
-
-def make_libero(suite: str, task: int, image_size_px: int) -> Environment:
-    """The default environment factory."""
-    from vla_cache_sim.libero import make_env
-
-    return make_env(suite, task, image_size_px=image_size_px)
-
-
-def evaluate(
-    policy_factory: PolicyFactory,
-    episodes: Sequence[EpisodeSpec],
-    workers: int,
-    out_jsonl: Path | None = None,
-    *,
-    execute_steps: int | None = None,
-    fingerprint: Callable[[str], str] = anonymous,
-    make_env: EnvironmentFactory = make_libero,
-    on_row: Callable[[EpisodeRow], None] | None = None,
-    quiet: bool = False,
-) -> list[EpisodeRow]:
-    """Run the episodes that are not in the file yet.
-
-    Args:
-        policy_factory: Builds the policy of a preset; called once per preset and worker.
-        episodes: What to run. They are run in order of task and initial state, so that a
-            worker seldom rebuilds its simulator.
-        workers: Worker processes, each with one torch thread; 0 runs in this process.
-        out_jsonl: Rows are appended here; its rows of earlier runs are not run again.
-        execute_steps: Actions executed of each chunk; None leaves it to the policy.
-        fingerprint: Preset -> a name of weights and settings; a file whose rows of that preset
-            bear another name is refused.
-        make_env: Builds the simulator.
-        on_row: Called with each new row.
-        quiet: No progress bar.
-
-    Returns:
-        One row per episode, in the order of `episodes`.
-
-    Raises:
-        ConfigError: The file holds rows of other weights or settings.
-        EvaluationError: The policy raised, or the simulator failed several times in a row.
-    """
-    suffix = '' if execute_steps is None else f'/execute{execute_steps}'
-    names = {cache: fingerprint(cache) + suffix for cache in {spec.cache for spec in episodes}}
-    done = _finished(out_jsonl, names)
-    todo = sorted(
-        {spec for spec in episodes if spec not in done},
-        key=lambda spec: (spec.suite, spec.task, spec.init_state, spec.seed, spec.cache),
-    )
-    job = _Job(policy_factory, make_env, execute_steps)
-    failures_in_a_row = 0
-    with Progress('episodes', total=len(todo), quiet=quiet) as progress:
-        for row in _run_all(job, todo, workers):
-            row = replace(row, fingerprint=names[row.cache])
-            done[row.spec] = row
-            if out_jsonl is not None:
-                append_row(out_jsonl, row)
-            if on_row is not None:
-                on_row(row)
-            rate = _rate([done[spec] for spec in episodes if spec in done])
-            progress.advance(note=f'success {rate.successes}/{rate.trials}')
-            failures_in_a_row = 0 if row.judged else failures_in_a_row + 1
-            if failures_in_a_row == MAX_SIMULATOR_ERRORS_IN_A_ROW:
-                raise EvaluationError(
-                    f'the simulator failed {failures_in_a_row} times in a row, last in '
-                    f'{row.suite}/{row.task}, initial state {row.init_state}: {row.note}'
-                )
-    return [done[spec] for spec in episodes]
-
-
-def _finished(
-    out_jsonl: Path | None, fingerprints: Mapping[str, str]
-) -> dict[EpisodeSpec, EpisodeRow]:
-    """Read the rows that need not be run again."""
-    if out_jsonl is None:
-        return {}
-    out_jsonl.parent.mkdir(parents=True, exist_ok=True)
-    rows = [row for row in read_rows(out_jsonl) if row.cache in fingerprints]
-    for row in rows:
-        expected = fingerprints[row.cache]
-        if row.fingerprint != expected:
-            raise ConfigError(
-                f'{out_jsonl} holds {row.cache} episodes of {row.fingerprint or "no name"}, this '
-                f'is {expected or "no name"}: weights or settings changed; write to another file.'
-            )
-    return {row.spec: row for row in rows if row.judged}
-
-
-@dataclass(frozen=True)
-class _Job:
-    """What a worker needs to know; travels to it once."""
-
-    policy_factory: PolicyFactory
-    make_env: EnvironmentFactory
-    execute_steps: int | None
-
-
-class _Runner:
-    """Runs episodes one after another, keeping policies and the simulator between them."""
-
-    def __init__(self, job: _Job) -> None:
-        self._job = job
-        self._policies: dict[str, Policy] = {}
-        self._env: Environment | None = None
-        self._env_key: tuple[str, int] | None = None
-
-    def run(self, spec: EpisodeSpec) -> EpisodeRow:
-        if spec.cache not in self._policies:
-            self._policies[spec.cache] = self._job.policy_factory(spec.cache)
-        policy = self._policies[spec.cache]
-        try:
-            env = self._environment(spec, policy.image_size_px)
-            return run_episode(env, policy, spec, self._job.execute_steps)
-        except SimulatorError as error:
-            self.close()  # whatever state it is in, the next episode gets a new one
-            return _failed(spec, str(error))
-
-    def close(self) -> None:
-        env, self._env, self._env_key = self._env, None, None
-        if env is not None:
-            env.close()
-
-    def _environment(self, spec: EpisodeSpec, image_size_px: int) -> Environment:
-        key = (spec.suite, image_size_px)
-        if self._env is None or key != self._env_key:
-            self.close()
-            self._env = self._job.make_env(spec.suite, spec.task, image_size_px)
-            self._env_key = key
-        return self._env
-
-
-def _failed(spec: EpisodeSpec, note: str) -> EpisodeRow:
-    return EpisodeRow(
-        spec.suite, spec.task, spec.init_state, spec.cache, spec.seed, 'simulator_error', note=note
-    )
-
-
-def _run_all(job: _Job, specs: Sequence[EpisodeSpec], workers: int) -> Iterator[EpisodeRow]:
-    """Yield a row per spec, in the order of completion."""
-    if workers <= 0:
-        runner = _Runner(job)
-        try:
-            for spec in specs:
-                yield runner.run(spec)
-        finally:
-            runner.close()
-        return
-
-    pending = list(reversed(specs))
-    crew = [_Worker(job) for _ in range(min(workers, len(specs)))]
-    try:
-        for worker in crew:
-            worker.assign(pending.pop())
-        while busy := {worker.connection: worker for worker in crew if worker.spec is not None}:
-            for connection in wait(list(busy)):
-                worker = busy[connection]  # type: ignore[index]  # wait returns what it was given
-                row = worker.collect()
-                if not worker.process.is_alive():
-                    crew[crew.index(worker)] = worker = _Worker(job)
-                if pending:
-                    worker.assign(pending.pop())
-                yield row
-    finally:
-        for worker in crew:
-            worker.stop()
-
-
-class _Worker:
-    """A worker process and the episode it is busy with."""
-
-    def __init__(self, job: _Job) -> None:
-        context = multiprocessing.get_context('spawn')
-        self.connection, theirs = context.Pipe()
-        self.spec: EpisodeSpec | None = None
-        self.process: BaseProcess = context.Process(target=_work, args=(theirs, job), daemon=True)
-        with _one_thread():
-            self.process.start()
-        theirs.close()
-
-    def assign(self, spec: EpisodeSpec) -> None:
-        self.spec = spec
-        self.connection.send(spec)
-
-    def collect(self) -> EpisodeRow:
-        """Receive the row; a worker that died was killed by its simulator's native code."""
-        spec, self.spec = self.spec, None
-        assert spec is not None  # collect follows assign
-        try:
-            result: Any = self.connection.recv()
-        except EOFError:
-            self.process.join()
-            return _failed(spec, f'the worker died with exit code {self.process.exitcode}')
-        if isinstance(result, str):
-            raise EvaluationError(f'the policy failed in {spec}:\n{result}')
-        return result
-
-    def stop(self) -> None:
-        if self.spec is None and self.process.is_alive():
-            self.connection.send(None)
-            self.process.join(timeout=5.0)
-        if self.process.is_alive():
-            self.process.terminate()
-        self.connection.close()
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Have children compute with one thread: numerical libraries read this at their import."""
-    names = ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS')
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, '1'))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name)
-            else:
-                os.environ[name] = value
-
-
-def _work(connection: Connection, job: _Job) -> None:
-    """A worker's main loop: a spec in, a row out; None ends it; a traceback goes out as text."""
-    import torch
-
-    torch.set_num_threads(1)
-    runner = _Runner(job)
-    try:
-        while (spec := connection.recv()) is not None:
-            try:
-                connection.send(runner.run(spec))
-            except Exception:  # whatever the policy raised must reach the parent
-                connection.send(traceback.format_exc())
-                return
-    except (EOFError, KeyboardInterrupt):
-        return
-    finally:
-        runner.close()
-
-
-def _rate(rows: Sequence[EpisodeRow]) -> Rate:
-    judged = [row for row in rows if row.judged]
-    return wilson_rate(sum(row.success for row in judged), len(judged))
-
-
-def rates_by_task(rows: Sequence[EpisodeRow]) -> Mapping[tuple[TaskName, str], Rate]:
-    """Success per task and preset; simulator errors left out."""
-    groups: dict[tuple[TaskName, str], list[EpisodeRow]] = {}
-    for row in rows:
-        groups.setdefault((TaskName(row.suite, row.task), row.cache), []).append(row)
-    return {key: _rate(group) for key, group in groups.items()}
+RESULT = 'result.json'
+STOPPED = 1
 
 
 @dataclass(frozen=True)
 class EvaluateConfig(PolicyOptions):
-    """Measure a checkpoint's success in closed loop."""
+    """Measure a policy's success in closed loop."""
 
-    tasks: str = 'libero_object/0'
-    """Comma-separated tasks: libero_object/0, libero_object/* or an instruction's words."""
-    init_states: str = '0-9'
-    """Official initial states per task: 0-9 or 0,3,7; there are 50."""
-    cache: str = 'off'
-    """Reuse presets, comma-separated: off, paper, safe. All run on the same initial states."""
+    tasks: Positional[str] = 'libero_object'
+    """Comma-separated: a suite (all of its tasks), libero_object/3, or an instruction's words."""
+    policy: str = BROUGHT
+    """small: the weights that the package brings; else a checkpoint's folder."""
+    cache: str = 'paired'
+    """Arms, comma-separated, all on the same episodes: off (dense), safe, paper and other reuse
+    presets; off@7 executes 7 actions of each chunk; paired: off,safe."""
+    episodes: int | None = None
+    """Initial states per task, the first ones; default: all official ones."""
+    init_states: str = ''
+    """Which initial states instead: 0-9 or 0,3,7."""
+    conditions: str = UNDISTURBED
+    """What disturbs the episodes, comma-separated; none: nothing."""
+    seed: int = 0
+    """Seeds whatever the simulator draws."""
+    out: Path = Path('runs', 'eval')
+    """Folder of the episodes and the report. The same command goes on where it was stopped; more
+    tasks, arms, initial states or conditions extend it."""
     workers: int = 0
-    """Worker processes of one thread each; 0 takes one per core."""
-    execute_steps: int | None = None
-    """Actions executed of each chunk; default: the policy's own."""
-    out: Path | None = None
-    """JSONL file of the rows; finished episodes in it are not run again."""
+    """Worker processes of one thread each; 0: one per core."""
+    step_timeout_s: float = STEP_TIMEOUT_S
+    """A simulator that makes no step for so long is killed, its episode tried again."""
+    ray: str = ''
+    """Address of a Ray cluster that runs the episodes: auto, HOST:PORT, local."""
+    stack: str = 'current'
+    """Versions of the simulators: current, published."""
+    divergence: bool = True
+    """Compare every cached chunk with the dense one of the same observation. It costs a dense step
+    outside of all times, but warms caches and clocks: leave it out to compare times."""
+    auto_off: bool = False
+    """Let the reuse switch itself off where it does not pay. It judges by times, so that success
+    would depend on the machine's load."""
+    margin: float = 0.01
+    """The loss of success, as a share, that the verdict of non-inferiority tolerates."""
+    videos: int = 3
+    """Episodes to replay as video in the report, those that diverged most; 0: none."""
+    dry_run: bool = False
+    """Print what would run and how much of it is done."""
     json: bool = False
-    """Print the rates as JSON on stdout, nothing else."""
+    """Print the result as JSON on stdout, nothing else."""
+
+
+def run_evaluate(
+    config: EvaluateConfig,
+    make_policy: PolicyFactory | None = None,
+    make_env: EnvironmentFactory | None = None,
+) -> int:
+    """Run what is not finished, store it, and report.
+
+    Args:
+        config: What to run.
+        make_policy: Builds the policy of a preset; default: from the checkpoint.
+        make_env: Builds a suite's simulator; default: by suite and stack.
+
+    Returns:
+        0: every episode is judged; 1: it was stopped, or simulator errors remain.
+
+    Raises:
+        ConfigError: An option is out of its range, or the folder holds other settings.
+        KeyboardInterrupt: SIGINT or SIGTERM; the finished episodes are stored.
+        UnknownNameError: There is no such task, arm, condition, backend or stack.
+    """
+    specs = episode_grid(config)
+    crew = choose_crew(config)
+    make_env = make_env or environment_factory(config.stack)
+    presets = list(dict.fromkeys(parse_arm(spec.arm).preset for spec in specs))
+    settings = describe_run(config, specs)
+    if make_policy is None:
+        make_policy, weights = _load_policies(config, presets)
+        settings |= weights
+    if config.dry_run:
+        return _print_plan(config, specs, settings)
+
+    fingerprints = {preset: str(settings.get(f'weights.{preset}', '')) for preset in presets}
+    job = Job(make_policy, make_env, config.divergence)
+    stopped = ''
+    with EpisodeStore.open(config.out, settings) as store, _terminable():
+        try:
+            with _Monitor(specs, store.finished(), config.json) as monitor:
+                rows = evaluate(
+                    job, specs, crew, store, fingerprints=fingerprints, on_row=monitor.show
+                )
+        except EvaluationError as error:
+            rows, stopped = store.rows(specs), str(error)
+        except KeyboardInterrupt:
+            done = len(store.finished().intersection(specs))
+            _say(f'{done} of {len(specs)} episodes are in {config.out}; the same command goes on.')
+            raise
+        attempts = len(store.attempts())
+        settings = store.settings
+    return _report(config, rows, settings, attempts, stopped)
 
 
 def episode_grid(config: EvaluateConfig) -> list[EpisodeSpec]:
     """Every episode that the configuration names."""
-    from vla_cache_sim.suites import EVALUATION_STATES
+    from vla_cache_sim.suites import find_suite
 
+    arms = parse_arms(config.cache)
+    conditions = _parse_conditions(config.conditions)
     return [
-        EpisodeSpec(name.suite, name.task, init_state, cache.strip())
-        for name in parse_tasks(config.tasks)
-        for init_state in parse_indices(config.init_states, EVALUATION_STATES)
-        for cache in config.cache.split(',')
+        EpisodeSpec(name.suite, name.task, init_state, arm, config.seed, condition)
+        for name in dict.fromkeys(parse_tasks(config.tasks))
+        for init_state in _init_states(config, find_suite(name.suite).init_states)
+        for condition in conditions
+        for arm in arms
     ]
 
 
-def run_evaluate(config: EvaluateConfig) -> int:
-    """Evaluate and print the rates; returns the exit code."""
-    import json
+def choose_crew(config: EvaluateConfig) -> Crew:
+    """Who runs the episodes: this machine, or a cluster."""
+    workers = config.workers or os.cpu_count() or 1
+    if config.ray:
+        from vla_cache_ros.evaluation.ray_crew import RayCrew
 
-    from rich.console import Console
-
-    episodes = episode_grid(config)
-    presets = list(dict.fromkeys(episode.cache for episode in episodes))
-    factory = CheckpointPolicies.chosen(
-        config, next((cache for cache in presets if cache != 'off'), 'off')
-    )
-    for cache in presets:
-        factory.prepare(cache)
-    rows = evaluate(
-        factory,
-        episodes,
-        config.workers or os.cpu_count() or 1,
-        config.out,
-        execute_steps=config.execute_steps,
-        fingerprint=factory.fingerprint,
-        quiet=config.json,
-    )
-    if config.json:
-        print(json.dumps(_document(rows), indent=2))
-    else:
-        _print_rates(Console(), rows)
-    return 0
+        return RayCrew(config.ray, workers, config.step_timeout_s)
+    return LocalCrew(workers, config.step_timeout_s)
 
 
-def _document(rows: Sequence[EpisodeRow]) -> dict[str, Any]:
-    """What --json prints."""
+def describe_run(config: EvaluateConfig, specs: Sequence[EpisodeSpec]) -> dict[str, Any]:
+    """The settings that every episode of a folder shares, the weights excepted."""
+    suites = dict.fromkeys(spec.suite for spec in specs)
+    versions = simulator_versions(suites, config.stack)
     return {
-        'rates': [
-            {'task': str(task), 'cache': cache, **asdict(rate)}
-            for (task, cache), rate in rates_by_task(rows).items()
-        ],
-        'paired': {
-            cache: asdict(comparison)
-            for cache in {row.cache for row in rows}
-            if cache != 'off' and (comparison := compare(pair_rows(rows, cache)))
-        },
-        'simulator_errors': sum(not row.judged for row in rows),
+        'version': __version__,
+        'stack': config.stack,
+        'divergence': config.divergence,
+        **{f'packages.{package}': version for package, version in versions.items()},
     }
 
 
-def _print_rates(console: Any, rows: Sequence[EpisodeRow]) -> None:
+def _init_states(config: EvaluateConfig, available: int) -> list[int]:
+    if config.episodes is None:
+        return parse_indices(config.init_states or f'0-{available - 1}', available)
+    if config.init_states:
+        raise ConfigError('--episodes takes the first initial states; give it or --init-states.')
+    if not 1 <= config.episodes <= available:
+        raise ConfigError(
+            f'--episodes is {config.episodes}; valid: 1..{available}, the initial states that '
+            'a task has.'
+        )
+    return list(range(config.episodes))
+
+
+def _parse_conditions(text: str) -> list[str]:
+    names = list(dict.fromkeys(part.strip() for part in text.split(',') if part.strip()))
+    if not names:
+        raise ConfigError(
+            f'no condition was named; {UNDISTURBED} stands for undisturbed episodes.'
+        )
+    if names != [UNDISTURBED]:
+        from vla_cache_sim.conditions import CONDITIONS
+
+        for name in names:
+            if name != UNDISTURBED and name not in CONDITIONS:
+                valid = dict.fromkeys([UNDISTURBED, *CONDITIONS])
+                raise UnknownNameError('condition', name, valid)
+    return names
+
+
+def _load_policies(
+    config: EvaluateConfig, presets: Sequence[str]
+) -> tuple[PolicyFactory, dict[str, Any]]:
+    """The factory, and the settings that name its weights and how they are run."""
+    if config.policy != BROUGHT:
+        if config.checkpoint is not None:
+            raise ConfigError(
+                '--policy and --checkpoint name the same thing; give one of the two.'
+            )
+        config = replace(config, checkpoint=Path(config.policy))
+    chosen = CheckpointPolicies.chosen(
+        config, next((preset for preset in presets if preset != DENSE), DENSE)
+    )
+    policies = replace(chosen, auto_off=config.auto_off)
+    for preset in presets:
+        policies.prepare(preset)
+    names = ('dtype', 'device', 'backend', 'precision', 'unnorm_key', 'embodiment', 'auto_off')
+    return policies, {
+        **{name: getattr(policies, name) for name in names},
+        **{f'weights.{preset}': policies.fingerprint(preset) for preset in presets},
+    }
+
+
+class _Monitor:
+    """The progress bar, with the success of each arm in this run so far."""
+
+    def __init__(
+        self, specs: Sequence[EpisodeSpec], finished: set[EpisodeSpec], quiet: bool
+    ) -> None:
+        todo = set(specs) - finished
+        self._bar = Progress('episodes', total=len(todo), quiet=quiet)
+        self._trials = dict.fromkeys((spec.arm for spec in specs), 0)
+        self._successes = dict(self._trials)
+        if len(todo) < len(specs) and not quiet:
+            _say(f'{len(specs) - len(todo)} of {len(specs)} episodes are done already.')
+
+    def __enter__(self) -> '_Monitor':
+        self._bar.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._bar.__exit__(*error)
+
+    def show(self, row: EpisodeRow) -> None:
+        """Count a row; a simulator's error, which is tried again, is no progress."""
+        if not row.judged:
+            _say(f'{row.spec.name}, initial state {row.spec.init_state}: {row.note}')
+            return
+        self._trials[row.spec.arm] += 1
+        self._successes[row.spec.arm] += row.success
+        rates = (f'{arm} {self._successes[arm]}/{n}' for arm, n in self._trials.items())
+        self._bar.advance(note=', '.join(rates))
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Have SIGTERM end the run as Ctrl-C does."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _print_plan(
+    config: EvaluateConfig, specs: Sequence[EpisodeSpec], settings: Mapping[str, Any]
+) -> int:
+    """What --dry-run prints: the episodes by task, arm and condition, and how many are done."""
+    finished: set[EpisodeSpec] = set()
+    if (config.out / FILE).exists():
+        with EpisodeStore.read(config.out) as store:
+            store.check(settings)
+            finished = store.finished()
+    counts: dict[tuple[str, str, str], list[int]] = {}
+    for spec in running_order(specs):
+        count = counts.setdefault((str(spec.name), spec.condition, spec.arm), [0, 0])
+        count[0] += 1
+        count[1] += spec in finished
+    plan = [
+        {'task': task, 'condition': condition, 'arm': arm, 'episodes': total, 'done': done}
+        for (task, condition, arm), (total, done) in counts.items()
+    ]
+    if config.json:
+        print(json.dumps({'settings': dict(settings), 'plan': plan}, indent=2))
+        return 0
     from rich.table import Table
 
-    table = Table('task', 'cache', 'success [95 %]', 'policy step, ms', 'recomputed')
-    for (task, cache), rate in rates_by_task(rows).items():
-        mine = [
-            row
-            for row in rows
-            if row.judged and row.cache == cache and TaskName(row.suite, row.task) == task
-        ]
+    table = Table('task', 'condition', 'arm', 'episodes', 'done')
+    for line in plan:
+        table.add_row(*map(str, line.values()))
+    _console().print(table)
+    done = len(finished.intersection(specs))
+    _console().print(f'{len(specs)} episodes, {done} done; nothing was run.', highlight=False)
+    return 0
+
+
+def _report(
+    config: EvaluateConfig,
+    rows: Sequence[EpisodeRow],
+    settings: Mapping[str, Any],
+    attempts: int,
+    stopped: str,
+) -> int:
+    """Write and print the result; returns the exit code."""
+    summary = summarise(rows, config.margin)
+    document = {
+        **summary.as_dict(),
+        'failed_attempts': attempts,
+        'stopped': stopped,
+        'settings': dict(settings),
+    }
+    text = json.dumps(document, indent=2)
+    (config.out / RESULT).write_text(text + '\n', encoding='utf-8')
+    if config.json:
+        print(text)
+    else:
+        _print_summary(summary, attempts)
+    if stopped:
+        _say(f'vla-cache: stopped: {stopped}')
+    return STOPPED if stopped or summary.failures else 0
+
+
+def _print_summary(summary: EvaluationSummary, attempts: int) -> None:
+    from rich.table import Table
+
+    table = Table('condition', 'arm', 'success [95 %]', 'policy step, ms', 'vision work saved')
+    for arm in summary.arms:
+        step_ms, saved = arm.step_ms.get(ALL), arm.vision_work_saved
         table.add_row(
-            str(task),
-            cache,
-            str(rate),
-            _mean([row.step_ms for row in mine], '.1f'),
-            _mean([row.recompute_ratio for row in mine], '.0%'),
+            arm.condition,
+            arm.arm,
+            str(arm.success),
+            f'{step_ms.p50:.1f}' if step_ms else '-',
+            f'{saved:.0%}' if saved is not None else '-',
         )
+    console = _console()
     console.print(table)
-    for cache in sorted({row.cache for row in rows} - {'off'}):
-        comparison = compare(pair_rows(rows, cache))
-        if comparison is not None:
-            console.print(
-                f'{cache} minus dense: {100 * comparison.difference:+.1f} points '
-                f'[{100 * comparison.low:+.1f}, {100 * comparison.high:+.1f}] over '
-                f'{comparison.pairs} pairs, McNemar p = {comparison.p_value:.2g}',
-                markup=False,
-                highlight=False,
-            )
-    failed = [row for row in rows if not row.judged]
-    if failed:
+    for pair in summary.paired:
+        console.print(f'{pair.condition}: {pair.in_words()}', markup=False, highlight=False)
+    if attempts:
         console.print(
-            f'{len(failed)} episodes failed in the simulator and are not counted; '
-            f'the last: {failed[-1].note}',
-            markup=False,
+            f'The simulator failed in {attempts} attempts; {len(summary.failures)} episodes are '
+            'without a judgement, and in no rate.',
+            highlight=False,
         )
 
 
-def _mean(values: Sequence[float | None], form: str) -> str:
-    known = [value for value in values if value is not None]
-    return format(sum(known) / len(known), form) if known else '-'
-
-
-if __name__ == '__main__':
-    import sys
-
-    import tyro
+def _console() -> Any:
     from rich.console import Console
 
-    try:
-        sys.exit(run_evaluate(tyro.cli(EvaluateConfig, description=__doc__)))
-    except VlaCacheError as error:
-        Console(stderr=True).print(f'error: {error}', markup=False, highlight=False)
-        sys.exit(2)
+    return Console()
+
+
+def _say(text: str) -> None:
+    """Print on stderr, beside the bar."""
+    from rich.console import Console
+
+    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)

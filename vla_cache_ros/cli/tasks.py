@@ -36,13 +36,19 @@ def parse_task(text: str) -> TaskName:
 
 
 def parse_tasks(text: str) -> list[TaskName]:
-    """Parse a comma-separated list of tasks; 'libero_object/*' stands for all of a suite."""
-    from vla_cache_sim.suites import find_suite
+    """Parse a comma-separated list of tasks; a suite's name stands for all of its tasks.
+
+    Raises:
+        ConfigError: There is no task in it.
+        UnknownNameError: There is no such suite or task.
+    """
+    from vla_cache_sim.suites import SUITES, find_suite
 
     tasks: list[TaskName] = []
     for part in (part.strip() for part in text.split(',')):
-        if part.endswith(('/*', ':*')):
-            tasks += [TaskName(part[:-2], i) for i in range(find_suite(part[:-2]).tasks)]
+        if part in SUITES or part.endswith(('/*', ':*')):
+            suite = find_suite(re.sub(r'\s*[/:]\*$', '', part))
+            tasks += [TaskName(suite.name, i) for i in range(suite.tasks)]
         elif part:
             tasks.append(parse_task(part))
     if not tasks:

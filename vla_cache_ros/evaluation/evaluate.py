@@ -1,7 +1,7 @@
 """Runs the episodes that a store does not hold yet.
 
-    todo = asked for - finished, arms of one initial state next to one another
-    row  = crew(todo), stored at once; a simulator's error is tried again when the rest is done
+todo = asked for - finished, arms of one initial state next to one another
+row  = crew(todo), stored at once; a simulator's error is tried again when the rest is done
 """
 
 import contextlib

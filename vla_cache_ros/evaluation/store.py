@@ -6,17 +6,17 @@ Anyone may read it, while a run writes to it too:
     db = sqlite3.connect('DIR/episodes.sqlite')
     pandas.read_sql('SELECT arm, avg(outcome = "success") FROM episodes GROUP BY arm', db)
 
-settings      name, value (JSON): what every episode was run with; weights.<preset> is the hash of
-              weights and reuse settings, packages.<name> a simulator's version.
-episodes      id; suite, task, init_state, arm, seed, condition (unique together); outcome ('success'
-              or 'failure'); steps; wall_s; overhead_ms (per control step); fingerprint; note;
-              finished_utc. EpisodeRow explains them.
+settings      name, value (JSON): what every episode was run with; weights.<preset> is the hash
+              of weights and reuse settings, packages.<name> a simulator's version.
+episodes      id; suite, task, init_state, arm, seed, condition (unique together); outcome
+              ('success' or 'failure'); steps; wall_s; overhead_ms (per control step);
+              fingerprint; note; finished_utc. EpisodeRow explains them.
 policy_steps  episode (episodes.id), number (from 0 in the episode); control_step; mode; step_ms;
               stage_ms (JSON object); recompute_ratio; vision_recompute_ratio; flush_reason;
-              keyframe_reason; divergence_mean, divergence_max, gripper_flips (NULL: not computed).
-              PolicyStep and Divergence explain them.
-attempts      suite .. condition as above; fingerprint; note; failed_utc: the simulator failed. Says
-              nothing about the policy; the episode is run again.
+              keyframe_reason; divergence_mean, divergence_max, gripper_flips (NULL: not
+              computed). PolicyStep and Divergence explain them.
+attempts      suite .. condition as above; fingerprint; note; failed_utc: the simulator failed.
+              Says nothing about the policy; the episode is run again.
 """
 
 import contextlib
@@ -41,6 +41,7 @@ _APPLICATION_ID = 0x564C4165
 _VERSION = 1
 _BUSY_TIMEOUT_S = 60.0
 _SPEC = ', '.join(field.name for field in fields(EpisodeSpec))
+_OUTCOME = 'outcome, steps, wall_s, overhead_ms, fingerprint, note'
 _SPEC_COLUMNS = """
     suite TEXT NOT NULL, task INTEGER NOT NULL, init_state INTEGER NOT NULL, arm TEXT NOT NULL,
     seed INTEGER NOT NULL, condition TEXT NOT NULL"""
@@ -140,7 +141,9 @@ class EpisodeStore:
         """
         path = folder / FILE
         if not path.is_file():
-            raise ConfigError(f'{folder} holds no episodes (no {FILE}); vla-cache eval makes them.')
+            raise ConfigError(
+                f'{folder} holds no episodes (no {FILE}); vla-cache eval makes them.'
+            )
         return cls(_connect(path, create=False), path, None)
 
     def __enter__(self) -> 'EpisodeStore':
@@ -180,7 +183,7 @@ class EpisodeStore:
                 if row.judged:
                     self._add_episode(row)
                 else:
-                    self._insert('attempts', (*astuple(row.spec), row.fingerprint, _text(row.note)))
+                    self._add_attempt(row)
         except sqlite3.IntegrityError as error:
             raise EvaluationError(f'{self.path}: cannot store {row.spec}: {error}.') from error
         except sqlite3.Error as error:
@@ -204,13 +207,13 @@ class EpisodeStore:
         wanted = None if specs is None else list(specs)
         traces = self._traces()
         found: dict[EpisodeSpec, EpisodeRow] = {}
-        for number, *values, outcome, steps, wall_s, overhead_ms, name, note in self._db.execute(
-            f'SELECT id, {_SPEC}, outcome, steps, wall_s, overhead_ms, fingerprint, note '
-            'FROM episodes ORDER BY id'
+        for number, *values, name, note in self._db.execute(
+            f'SELECT id, {_SPEC}, {_OUTCOME} FROM episodes ORDER BY id'
         ):
-            trace = tuple(traces.get(number, ()))
-            spec = EpisodeSpec(*values)
-            found[spec] = EpisodeRow(spec, outcome, steps, wall_s, overhead_ms, trace, name, note)
+            spec, result = EpisodeSpec(*values[:6]), values[6:]
+            found[spec] = EpisodeRow(
+                spec, *result, trace=tuple(traces.get(number, ())), fingerprint=name, note=note
+            )
         if wanted is None:
             return list(found.values())
         return [found[spec] for spec in wanted if spec in found]
@@ -234,7 +237,9 @@ class EpisodeStore:
         here = json.loads(json.dumps(settings))
         different = [name for name in here if name in there and here[name] != there[name]]
         if different:
-            lines = (f'\n  {name}: {there[name]!r} there, {here[name]!r} now' for name in different)
+            lines = (
+                f'\n  {name}: {there[name]!r} there, {here[name]!r} now' for name in different
+            )
             raise ConfigError(
                 f'{self.path.parent} holds episodes of other settings:{"".join(lines)}\n'
                 'Name another folder, or ask for the same settings.'
@@ -252,35 +257,25 @@ class EpisodeStore:
             raise ConfigError(f'cannot write to {self.path}: {error}.') from error
 
     def _add_episode(self, row: EpisodeRow) -> None:
-        episode = self._insert(
-            'episodes',
-            (
-                *astuple(row.spec),
-                row.outcome,
-                int(row.steps),
-                float(row.wall_s),
-                float(row.overhead_ms),
-                row.fingerprint,
-                _text(row.note),
-            ),
-        )
+        values = (row.outcome, int(row.steps), float(row.wall_s), float(row.overhead_ms))
+        number = self._db.execute(
+            f'INSERT INTO episodes ({_SPEC}, {_OUTCOME}) VALUES ({_marks(6 + 6)})',
+            (*astuple(row.spec), *values, row.fingerprint, _text(row.note)),
+        ).lastrowid
         self._db.executemany(
-            f'INSERT INTO policy_steps VALUES ({", ".join("?" * 13)})',
-            [(episode, number, *_step_values(step)) for number, step in enumerate(row.trace)],
+            f'INSERT INTO policy_steps VALUES ({_marks(13)})',
+            [(number, i, *_step_values(step)) for i, step in enumerate(row.trace)],
         )
 
-    def _insert(self, table: str, values: Sequence[Any]) -> int | None:
-        columns = f'{_SPEC}, fingerprint, note'
-        if table == 'episodes':
-            columns = f'{_SPEC}, outcome, steps, wall_s, overhead_ms, fingerprint, note'
-        marks = ', '.join('?' * len(values))
-        return self._db.execute(
-            f'INSERT INTO {table} ({columns}) VALUES ({marks})', values
-        ).lastrowid
+    def _add_attempt(self, row: EpisodeRow) -> None:
+        self._db.execute(
+            f'INSERT INTO attempts ({_SPEC}, fingerprint, note) VALUES ({_marks(6 + 2)})',
+            (*astuple(row.spec), row.fingerprint, _text(row.note)),
+        )
 
     def _traces(self) -> dict[int, list[PolicyStep]]:
         traces: dict[int, list[PolicyStep]] = {}
-        for episode, number, *values in self._db.execute(
+        for episode, _, *values in self._db.execute(
             'SELECT * FROM policy_steps ORDER BY episode, number'
         ):
             traces.setdefault(episode, []).append(_step(values))
@@ -318,6 +313,10 @@ def _step(values: Sequence[Any]) -> PolicyStep:
         keyframe_reason,
         divergence,
     )
+
+
+def _marks(count: int) -> str:
+    return ', '.join('?' * count)
 
 
 def _text(text: str) -> str:
