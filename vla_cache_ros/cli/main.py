@@ -27,6 +27,7 @@ class Command:
         config: Its frozen dataclass: the fields are the options.
         run: Its function, config -> exit code.
         summary: One line for the list of commands.
+        details: More for the command's own help.
         environment: Variables it wants, where the user has not set them.
     """
 
@@ -35,6 +36,7 @@ class Command:
     config: str
     run: str
     summary: str
+    details: str = ''
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -88,6 +90,17 @@ COMMANDS: tuple[Command, ...] = (
         config='EvaluateConfig',
         run='run_evaluate',
         summary='success over tasks and initial states, dense, cached or paired',
+        details=(
+            'Exit code: 0 every episode is judged, 1 it was stopped or simulator errors remain, '
+            '2 bad input, 130 interrupted. The same command goes on where it was stopped.'
+        ),
+    ),
+    Command(
+        name='serve',
+        module='vla_cache_ros.cli.serve',
+        config='ServeConfig',
+        run='run_serve',
+        summary="the policy over the network, for other people's harnesses",
     ),
     Command(
         name='bench',
@@ -105,6 +118,7 @@ OPTIONAL_PACKAGES = {
     'jinja2': 'demo',
     'libero': 'libero',
     'matplotlib': 'demo',
+    'msgpack': 'serve',
     'mujoco': 'libero',
     'onnx': 'engines',
     'onnxruntime': 'engines',
@@ -114,9 +128,11 @@ OPTIONAL_PACKAGES = {
     'pyarrow': 'train',
     'rclpy': 'ros',
     'robosuite': 'libero',
+    'starlette': 'serve',
     'timm': 'vla',
     'tokenizers': 'vla',
     'torchvision': 'vla',
+    'uvicorn': 'serve',
 }
 
 
@@ -167,7 +183,7 @@ def _dispatch(words: list[str]) -> int:
         getattr(module, command.config),
         args=words[1:],
         prog=f'vla-cache {command.name}',
-        description=f'{command.summary[0].upper()}{command.summary[1:]}.',
+        description=f'{command.summary[0].upper()}{command.summary[1:]}. {command.details}',
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     return getattr(module, command.run)(config)
