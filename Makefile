@@ -49,6 +49,7 @@ ROS_STAMP := $(STAMPS)/ros-$(call hash,requirements/ros.txt requirements/constra
 LIBERO_STAMP := $(STAMPS)/libero-$(call hash,requirements/libero.txt requirements/constraints.txt)
 SERVE_STAMP := $(STAMPS)/serve-$(call hash,requirements/serve.txt requirements/constraints.txt)
 CLIENTS_STAMP := $(STAMPS)/clients-$(call hash,requirements/clients.txt)
+SIMPLER_STAMP := $(STAMPS)/simpler-$(call hash,requirements/simpler.txt requirements/vulkan.sh requirements/constraints.txt)
 DEMO_STAMP := $(STAMPS)/demo-$(call hash,requirements/demo.txt requirements/constraints.txt)
 PUBLISHED_STAMP := $(PUBLISHED_VENV)/.stamps/$(call hash,requirements/published.txt requirements/libero.txt)
 DEV_STAMP := $(STAMPS)/dev-$(call hash,requirements/train.txt requirements/dev.txt requirements/constraints.txt)
@@ -71,11 +72,15 @@ setup: system $(LAYERS) $(PACKAGE_STAMP) ## install what the demo needs, into .v
 	@echo 'Set up. `$(BIN)/vla-cache doctor` says what works here.'
 
 .PHONY: setup-dev
-setup-dev: setup $(DEV_STAMP) $(CLIENTS_STAMP) $(PUBLISHED_STAMP) ## set up, then install what training and the tests need
+setup-dev: setup $(DEV_STAMP) $(CLIENTS_STAMP) $(PUBLISHED_STAMP) $(SIMPLER_STAMP) ## set up, then install what training and the tests need
 
 .PHONY: setup-published
 setup-published: system $(PUBLISHED_STAMP) ## LIBERO as in the papers, for eval --stack published
 	@echo 'Set up: vla-cache eval libero_object --stack published'
+
+.PHONY: setup-simpler
+setup-simpler: setup $(SIMPLER_STAMP) ## SIMPLER's bridge tasks and ManiSkill's own
+	@echo "Set up: vla-cache eval maniskill. SIMPLER's files: see docs/simulators.md."
 
 .PHONY: demo
 demo: setup ## the robot does its task over ROS 2, dense and cached; writes a report
@@ -159,6 +164,13 @@ $(CLIENTS_STAMP): | $(SERVE_STAMP)
 $(DEMO_STAMP): | $(BASE_STAMP) $(LIBERO_STAMP)
 	@echo "Set-up: the demo's report"
 	@$(PIP) -r requirements/demo.txt
+	@touch $@
+
+# The driver is for machines without a GPU; without it everything else works.
+$(SIMPLER_STAMP): | $(BASE_STAMP) $(LIBERO_STAMP)
+	@echo 'Set-up: ManiSkill'
+	@$(PIP) -r requirements/simpler.txt
+	@requirements/vulkan.sh || echo 'ManiSkill will draw on a GPU alone.'
 	@touch $@
 
 $(DEV_STAMP): | $(LAYERS)
