@@ -9,9 +9,12 @@ where a document is not what the results say.
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import evaluation_tables
+from evaluation_tables import table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / 'benchmarks' / 'results'
@@ -31,16 +34,21 @@ SATURATED = 0.9
 """Mean magnitude of action components in [-1, 1] above which most of them lie at an end."""
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Markdown table: first column left, the others right."""
-    return [
-        '| ' + ' | '.join(columns) + ' |',
-        '|---|' + '--:|' * (len(columns) - 1),
-        *('| ' + ' | '.join(row) + ' |' for row in rows),
-    ]
-
-
 def paired_success(result: Result) -> list[str]:
+    """Success of cached arms against the dense one; results of one cached arm have no summary."""
+    if 'summary' in result:
+        return evaluation_tables.paired_success(result)
+    return _paired_success_of_one_arm(result)
+
+
+def paired_success_brief(result: Result) -> list[str]:
+    """The README's part of `paired_success`."""
+    if 'summary' in result:
+        return evaluation_tables.paired_success_brief(result)
+    return _paired_success_of_one_arm(result)
+
+
+def _paired_success_of_one_arm(result: Result) -> list[str]:
     """Success of both arms, per task and together, with the paired comparison."""
     rows = [
         [task, _rate(arms['dense']), _rate(arms['cached']), _percent(arms['cached'])]
@@ -639,7 +647,7 @@ DEFAULT_COMMANDS = {
     for name in ('patch_compare', 'middleware')
 }
 README_SECTIONS: dict[str, Callable[[Result], list[str]]] = {
-    'paired_success': paired_success,
+    'paired_success': paired_success_brief,
     'step_latency_safe': step_latency,
     'demo': demo,
     'engine_step_oft_300m': engine_step_brief,

@@ -4,11 +4,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.evaluation.synthetic_rows import make_rows
+from vla_cache_ros.evaluation.summary import summarise
+
 PATH = Path(__file__).parents[2] / 'benchmarks' / 'make_tables.py'
 
 
 @pytest.fixture
-def make_tables():
+def make_tables(monkeypatch):
+    monkeypatch.syspath_prepend(PATH.parent)
     spec = importlib.util.spec_from_file_location('make_tables', PATH)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -82,6 +86,30 @@ def test_engines_are_held_against_the_ceiling_and_against_eager_pytorch(make_tab
     assert row in text
     assert '| openvino bf16: median, ms | dense | cached | dense / cached |' in text
     assert '| **beyond it** | 1.0 |' in text
+
+
+def closed_loop_result(rows, margin=0.01):
+    machine = {'cores': 2}
+    about = {'tasks': 'libero_object/*', 'workers': 2, 'backend': 'torch', 'machine': machine}
+    return {**about, 'margin': margin, 'summary': summarise(rows, margin).as_dict()}
+
+
+def test_paired_success_states_every_arm_with_its_claim(make_tables):
+    rows = make_rows(arms=('off', 'safe', 'paper'), tasks=2, init_states=30)
+    result = json.loads(json.dumps(closed_loop_result(rows)))
+    text = '\n'.join(make_tables.paired_success(result))
+    dense, safe, paper = (arm['success'] for arm in result['summary']['arms'])
+    assert f'| `off` | {dense["successes"]}/60 = ' in text
+    for pair in result['summary']['paired']:
+        assert f'- {pair["in_words"]}' in text
+        assert (
+            f'| {pair["comparison"]["only_first"]} / {pair["comparison"]["only_second"]} |' in text
+        )
+    assert '| libero_object/1 |' in text
+    assert '| `off` | 0.0 % | 100.0 % |' in text
+    assert '| `safe` | 5' in text  # vision_ratio 0.4 to 0.5, keyframes dense
+    brief = '\n'.join(make_tables.paired_success_brief(result))
+    assert '| libero_object/1 |' not in brief
 
 
 def test_a_result_without_a_renderer_is_an_error(make_tables, tmp_path, monkeypatch):

@@ -9,7 +9,6 @@ Shares of work and times are over policy steps (a long episode counts by its ste
 episodes. Simulator errors are in no rate.
 """
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -361,10 +360,10 @@ def _rate(rate: Rate) -> dict[str, Any]:
 
 
 def _bound_in_words(ruled_out: float) -> str:
-    """The lower bound of the difference, rounded to the side that claims less."""
+    """The lower bound of the difference."""
     if ruled_out < 0:
-        return f'A gain of {_points(math.floor(-1000 * ruled_out) / 1000, 1)} or more is shown'
-    return f'A loss of more than {_points(math.ceil(1000 * ruled_out) / 1000, 1)} is ruled out'
+        return f'A gain of {_points(-ruled_out, 1)} or more is shown'
+    return f'A loss of more than {_points(ruled_out, 1)} is ruled out'
 
 
 def _signed(share: float) -> str:

@@ -1,0 +1,175 @@
+"""Sections of docs/benchmarks.md that come from episodes in closed loop.
+
+Their results hold summaries as `vla_cache_ros.evaluation.summary` writes them.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Result = Mapping[str, Any]
+DENSE = 'off'
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Markdown table: first column left, the others right."""
+    return [
+        '| ' + ' | '.join(columns) + ' |',
+        '|---|' + '--:|' * (len(columns) - 1),
+        *('| ' + ' | '.join(row) + ' |' for row in rows),
+    ]
+
+
+def paired_success(result: Result) -> list[str]:
+    """Success of every arm against the dense one, with the work that reuse saves."""
+    summary = result['summary']
+    return [
+        '## Success, dense against cached, on the same initial states',
+        '',
+        *paired_table(summary),
+        '',
+        *(f'- {pair["in_words"]}' for pair in summary['paired']),
+        '',
+        f'Difference: arm minus dense with the 95 % score interval of paired rates (Tango 1998); '
+        f'bootstrap: pairs resampled within their tasks; McNemar: exact, two-sided. '
+        f'Non-inferiority at a margin of {100 * result["margin"]:g} point(s) is read from the lower bound, '
+        'one-sided 2.5 %; pairs needed: for that claim with 80 % power, were there no difference '
+        'and as many discordant pairs as seen.',
+        '',
+        *work_table(summary['arms']),
+        '',
+        *_load(result),
+        *_by_task(summary),
+        *_failures(summary),
+    ]
+
+
+def paired_success_brief(result: Result) -> list[str]:
+    """The README's part of `paired_success`."""
+    summary = result['summary']
+    return [
+        '## Success, dense against cached, on the same initial states',
+        '',
+        *paired_table(summary),
+        '',
+        *work_table(summary['arms']),
+        '',
+    ]
+
+
+def paired_table(summary: Result) -> list[str]:
+    """An arm per row, the dense one first."""
+    pairs = {(pair['condition'], pair['arm']): pair for pair in summary['paired']}
+    rows = [
+        [
+            f'`{arm["arm"]}`',
+            rate(arm['success']),
+            *_difference(pairs.get((arm['condition'], arm['arm']))),
+        ]
+        for arm in summary['arms']
+    ]
+    columns = [
+        'arm',
+        'success [95 %]',
+        'minus dense, points',
+        'bootstrap',
+        'McNemar p',
+        'only dense / only this',
+        'non-inferior?',
+        'loss ruled out, points',
+        'pairs needed',
+    ]
+    return table(columns, rows)
+
+
+def _difference(pair: Result | None) -> list[str]:
+    if pair is None or pair['comparison'] is None:
+        return [''] * 7
+    found, test = pair['comparison'], pair['non_inferiority']
+    return [
+        f'{points(found["difference"])} [{points(found["low"])}, {points(found["high"])}]',
+        f'[{points(found["bootstrap_low"])}, {points(found["bootstrap_high"])}]',
+        f'{found["p_value"]:.2g}',
+        f'{found["only_first"]} / {found["only_second"]}',
+        test['verdict'],
+        f'{100 * test["ruled_out"]:.1f}',
+        f'{test["pairs_needed"]:,}',
+    ]
+
+
+def work_table(arms: Sequence[Result]) -> list[str]:
+    """What each arm computes, how long that takes and how far its actions are from dense ones."""
+    columns = [
+        'arm',
+        'vision-token work saved',
+        'token-layers recomputed',
+        'policy step, ms: p50 / p95',
+        'policy per control step, ms',
+        'cached - dense: mean / max',
+        'gripper flips',
+    ]
+    return table(columns, [_work_row(arm) for arm in arms])
+
+
+def _work_row(arm: Result) -> list[str]:
+    step = arm['step_ms'].get('all')
+    control = arm['control_step_ms']
+    compared = arm['divergence_mean'] is not None
+    return [
+        f'`{arm["arm"]}`',
+        percent(arm['vision_work_saved'], 1),
+        percent(arm['recompute_ratio'], 1),
+        f'{step["p50"]:.1f} / {step["p95"]:.1f}' if step else '',
+        f'{control["mean"]:.2f} [{control["low"]:.2f}, {control["high"]:.2f}]' if control else '',
+        f'{arm["divergence_mean"]:.4f} / {arm["divergence_max"]:.2f}' if compared else '',
+        str(arm['gripper_flips']) if compared else '',
+    ]
+
+
+def _by_task(summary: Result) -> list[str]:
+    """Success per task, an arm per column."""
+    arms = list(dict.fromkeys(task['arm'] for task in summary['tasks']))
+    tasks: dict[str, dict[str, Result]] = {}
+    for task in summary['tasks']:
+        tasks.setdefault(task['task'], {})[task['arm']] = task['success']
+    rows = [
+        [name, *(rate(rates[arm]) if arm in rates else '' for arm in arms)]
+        for name, rates in tasks.items()
+    ]
+    return [*table(['task', *(f'`{arm}`' for arm in arms)], rows), '']
+
+
+def _load(result: Result) -> list[str]:
+    """What the times were measured under."""
+    workers = result['workers']
+    return [
+        f'Times: {result["backend"]}, one thread, {workers} '
+        f'{"worker" if workers == 1 else "workers"} on {result["machine"]["cores"]} cores, with '
+        'their simulators; step times alone are in the sections on latency.',
+        '',
+    ]
+
+
+def _failures(summary: Result) -> list[str]:
+    errors = summary['simulator_errors']
+    return [f'{errors} episodes failed in the simulator: not counted.', ''] if errors else []
+
+
+def rate(success: Result) -> str:
+    """'41/50 = 82 % [69, 90]'."""
+    if not success['trials']:
+        return '-'
+    return (
+        f'{success["successes"]}/{success["trials"]} = {100 * success["value"]:.1f} % '
+        f'[{100 * success["low"]:.1f}, {100 * success["high"]:.1f}]'
+    )
+
+
+def points(share: float) -> str:
+    """A difference of shares in points, zero without a sign."""
+    text = f'{100 * share:+.1f}'
+    return '0.0' if text in ('+0.0', '-0.0') else text
+
+
+def percent(share: float | None, digits: int = 0) -> str:
+    """A share, where it is known."""
+    return '' if share is None else f'{100 * share:.{digits}f} %'
