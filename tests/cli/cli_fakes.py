@@ -1,7 +1,9 @@
 """A policy and a simulator without weights, physics or rendering, for the command line's tests."""
 
 import os
+import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -84,8 +86,17 @@ class FakePolicies:
 class FakeEnv:
     """Succeeds after ten steps, except from initial states that are a multiple of three."""
 
-    def __init__(self, suite: str, task: int, image_size_px: int, fault: str = '') -> None:
-        self.suite, self.task, self.size, self.fault = suite, task, image_size_px, fault
+    def __init__(
+        self,
+        suite: str,
+        task: int,
+        image_size_px: int,
+        fault: str = '',
+        once: Path | None = None,
+        step_s: float = 0.0,
+    ) -> None:
+        self.suite, self.task, self.size = suite, task, image_size_px
+        self.fault, self.once, self.step_s = fault, once, step_s
         self.steps = self.init_state = 0
         self.observed = 0
         self.closed = False
@@ -95,16 +106,25 @@ class FakeEnv:
     def reset(self, *, seed=None, options=None):
         self.task, self.init_state = options['task'], options['init_state']
         self.steps = 0
-        if self.fault == 'raises' and self.init_state == 1:
-            raise ValueError('the simulator has a bug')
-        if self.fault == 'dies' and self.init_state == 1:
-            os._exit(7)
         if self.fault == 'broken':
             raise ValueError('never works')
+        if self.init_state == 1 and self.fault and not (self.once and self.once.exists()):
+            self.strike()
         return self.observe(), self._info(False)
+
+    def strike(self):
+        if self.once:
+            self.once.touch()
+        if self.fault == 'raises':
+            raise ValueError('the simulator has a bug')
+        if self.fault == 'dies':
+            os._exit(7)
+        if self.fault == 'hangs':
+            time.sleep(600)
 
     def advance(self, action):
         assert action.shape == (7,)
+        time.sleep(self.step_s)
         self.steps += 1
         success = self.steps >= 10 and self.init_state % 3 != 0
         return float(success), success, self.steps >= 20, self._info(success)
@@ -140,9 +160,19 @@ class FakeEnv:
 
 @dataclass(frozen=True)
 class FakeEnvs:
-    """A picklable factory of fake simulators."""
+    """A picklable factory of fake simulators.
+
+    Attributes:
+        fault: See FakeEnv; it strikes at initial state 1.
+        once: A file that is made when the fault strikes, which it then does no more.
+        step_s: Duration of a control step.
+    """
 
     fault: str = ''
+    once: Path | None = None
+    step_s: float = 0.0
 
     def __call__(self, suite: str, task: int, image_size_px: int) -> FakeEnv:
-        return FakeEnv(suite, task, image_size_px, self.fault)
+        if self.fault == 'unbuildable':
+            raise OSError('no such asset')
+        return FakeEnv(suite, task, image_size_px, self.fault, self.once, self.step_s)

@@ -64,8 +64,8 @@ class EvaluateConfig(PolicyOptions):
     stack: str = 'current'
     """Versions of the simulators: current, published."""
     divergence: bool = True
-    """Compare every cached chunk with the dense one of the same observation. It costs a dense step
-    outside of all times, but warms caches and clocks: leave it out to compare times."""
+    """Whether every cached chunk is compared with the dense one of the same observation: a dense
+    step more, outside of all times. Do without it where times are to be compared."""
     auto_off: bool = False
     """Let the reuse switch itself off where it does not pay. It judges by times, so that success
     would depend on the machine's load."""

@@ -141,9 +141,7 @@ class EpisodeStore:
         """
         path = folder / FILE
         if not path.is_file():
-            raise ConfigError(
-                f'{folder} holds no episodes (no {FILE}); vla-cache eval makes them.'
-            )
+            raise ConfigError(f'{folder} holds no {FILE}; vla-cache eval --out {folder} makes it.')
         return cls(_connect(path, create=False), path, None)
 
     def __enter__(self) -> 'EpisodeStore':
