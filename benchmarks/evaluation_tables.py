@@ -29,11 +29,11 @@ def paired_success(result: Result) -> list[str]:
         '',
         *(f'- {pair["in_words"]}' for pair in summary['paired']),
         '',
-        f'Difference: arm minus dense with the 95 % score interval of paired rates (Tango 1998); '
-        f'bootstrap: pairs resampled within their tasks; McNemar: exact, two-sided. '
-        f'Non-inferiority at a margin of {100 * result["margin"]:g} point(s) is read from the lower bound, '
-        'one-sided 2.5 %; pairs needed: for that claim with 80 % power, were there no difference '
-        'and as many discordant pairs as seen.',
+        'Difference: arm minus dense with the 95 % score interval of paired rates (Tango 1998); '
+        'bootstrap: pairs resampled within their tasks; McNemar: exact, two-sided. '
+        f'Non-inferiority at a margin of {_margin(result["margin"])} is read from the lower '
+        'bound, one-sided 2.5 %; pairs needed: for that claim with 80 % power, were there no '
+        'difference and as many discordant pairs as seen.',
         '',
         *work_table(summary['arms']),
         '',
@@ -152,6 +152,10 @@ def _load(result: Result) -> list[str]:
 def _failures(summary: Result) -> list[str]:
     errors = summary['simulator_errors']
     return [f'{errors} episodes failed in the simulator: not counted.', ''] if errors else []
+
+
+def _margin(share: float) -> str:
+    return '1 point' if share == 0.01 else f'{100 * share:g} points'
 
 
 def rate(success: Result) -> str:
