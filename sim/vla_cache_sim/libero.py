@@ -20,10 +20,13 @@ import numpy as np
 from gymnasium import spaces
 
 from vla_cache_ros.core.errors import ConfigError, SimulatorError, UnknownNameError
+from vla_cache_sim.conditions import UNDISTURBED, Condition, episode_key, find_condition
+from vla_cache_sim.image_disturbance import ImageDisturbance
 from vla_cache_sim.libero_assets import LiberoTask, find_task, load_init_states, prepare_import
 from vla_cache_sim.random_start import randomize_start
 from vla_cache_sim.renderer import Renderer
 from vla_cache_sim.scene import CAMERAS, Scene
+from vla_cache_sim.scene_disturbance import SceneDisturbance
 from vla_cache_sim.suites import (
     CONTROL_FREQUENCY_HZ,
     EVALUATION_STATES,
@@ -38,7 +41,7 @@ __all__ = ['CAMERAS', 'NULL_ACTION', 'SUITES', 'LiberoEnv', 'Suite', 'make_env']
 NULL_ACTION = np.array([0, 0, 0, 0, 0, 0, -1], dtype=np.float32)
 """No motion, gripper open."""
 
-RESET_OPTIONS = ('task', 'init_state', 'spread')
+RESET_OPTIONS = ('task', 'init_state', 'spread', 'condition')
 MAX_IMAGE_SIZE_PX = 2048
 _PLACEMENT_ATTEMPTS = 50
 
@@ -117,6 +120,9 @@ class LiberoEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         self._renderer: Renderer | None = None
         self._steps = 0
         self._init_state: int | str = 0
+        self._condition = UNDISTURBED
+        self._scene_disturbance: SceneDisturbance | None = None
+        self._image_disturbance: ImageDisturbance | None = None
 
         image = spaces.Box(0, 255, (image_size_px, image_size_px, 3), np.uint8)
         self.observation_space: spaces.Dict = spaces.Dict(
@@ -171,10 +177,11 @@ class LiberoEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
             options: 'task': task index (default: the present one). 'init_state': index of an
                 official initial state, or 'random' for a training start that is none of them
                 (default: an official one drawn at random). 'spread': scale of a random start's
-                deviations, default 1.
+                deviations, default 1. 'condition': what disturbs the episode, a key of
+                `conditions.CONDITIONS` (default: nothing); without a seed its seed is drawn.
 
         Raises:
-            UnknownNameError: Unknown option, task or initial state.
+            UnknownNameError: Unknown option, task, initial state or condition.
             SimulatorError: No valid random start was found.
         """
         self.start(seed=seed, options=options)
@@ -187,6 +194,9 @@ class LiberoEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         for option in options:
             if option not in RESET_OPTIONS:
                 raise UnknownNameError('reset option', option, RESET_OPTIONS)
+        condition = find_condition(options.get('condition', UNDISTURBED))
+        self._condition = UNDISTURBED
+        self._scene_disturbance = self._image_disturbance = None
         task_index = options.get('task', self._task.index)
         if task_index != self._task.index:
             self._task = find_task(self.suite.name, task_index)
@@ -200,6 +210,7 @@ class LiberoEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
             self.set_state(self._init_states[int(self._init_state)])
             self.wait()
         self._steps = 0
+        self._disturb(condition, seed)
 
     def step(
         self, action: np.ndarray
@@ -233,17 +244,17 @@ class LiberoEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
 
     def observe(self) -> dict[str, np.ndarray]:
         """Render the cameras and read the robot's state, without advancing the simulation."""
-        return {
-            **{camera: self.render_camera(camera) for camera in self.cameras},
-            **self.scene.proprioception(),
-        }
+        images = {camera: self.render_camera(camera) for camera in self.cameras}
+        if self._image_disturbance is not None:
+            images = self._image_disturbance.apply(images, self._steps)
+        return {**images, **self.scene.proprioception()}
 
     def render(self) -> np.ndarray | None:
         """Return the first camera's image when the render mode is 'rgb_array'."""
         return self.render_camera(self.cameras[0]) if self.render_mode == 'rgb_array' else None
 
     def render_camera(self, camera: str, size_px: int | None = None) -> np.ndarray:
-        """Render one camera upright.
+        """Render one camera upright, as the scene's disturbance has it; images are not disturbed.
 
         Args:
             camera: A key of `CAMERAS`.
@@ -259,7 +270,11 @@ class LiberoEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
             # Created at the first frame: a run without images needs no OpenGL.
             self._renderer = Renderer(self.scene.model, self.scene.data)
         camera_id = self._domain.sim.model.camera_name2id(CAMERAS[camera])
-        return self._renderer.render(camera_id, size_px or self.image_size_px)
+        if self._scene_disturbance is not None:
+            return self._scene_disturbance.render(
+                self._renderer, camera, camera_id, size_px, self._steps
+            )
+        return self._renderer.render(camera_id, size_px)
 
     def close(self) -> None:
         """Free the simulator and its rendering context."""
@@ -269,6 +284,7 @@ class LiberoEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         if self._domain is not None:
             self._domain.close()
         self._domain = self._scene = self._built_task = None
+        self._scene_disturbance = self._image_disturbance = None
 
     # The remaining methods serve this package's own modules (random starts, experts).
 
@@ -334,11 +350,27 @@ class LiberoEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
 
         model, data = self.scene.model, self.scene.data
         robot = self._domain.robots[0]
+        disturbance = self._scene_disturbance
         for substep in range(self._substeps):
             mujoco.mj_step1(model, data)
+            if disturbance is not None:
+                disturbance.after_substep()
             robot.control(action, policy_step=substep == 0)
             mujoco.mj_step2(model, data)
         self._domain._post_process()  # e.g. lights up a stove that was turned on
+
+    def _disturb(self, condition: Condition, seed: int | None) -> None:
+        """Have the episode that has just been set up disturbed."""
+        self._condition = condition.name
+        if condition.name == UNDISTURBED:
+            return
+        seed = int(self.np_random.integers(2**31)) if seed is None else seed
+        key = episode_key(seed, self.task, self._init_state)
+        self._image_disturbance = ImageDisturbance(condition, key)
+        if condition.needs_scene:
+            self._scene_disturbance = SceneDisturbance(
+                condition, key, self.scene, 1 / CONTROL_FREQUENCY_HZ
+            )
 
     def _choose_init_state(self, init_state: int | str | None) -> int | str:
         if init_state is None:
@@ -406,6 +438,7 @@ class LiberoEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
             'instruction': self.instruction,
             'task': self.task,
             'init_state': self._init_state,
+            'condition': self._condition,
             'elapsed_steps': self._steps,
         }
 

@@ -3,6 +3,7 @@
 import atexit
 import os
 import weakref
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -61,12 +62,20 @@ class Renderer:
         self._always = model.geom_rbound <= 0  # planes are unbounded
         _OPEN.add(self)
 
-    def render(self, camera: int, size_px: int) -> np.ndarray:
+    def render(
+        self,
+        camera: int,
+        size_px: int,
+        data: Any = None,
+        edit: Callable[[Any], None] | None = None,
+    ) -> np.ndarray:
         """Render a square image.
 
         Args:
             camera: Index of the camera in the model.
             size_px: Side of the image.
+            data: mjData of another state of the model; None: the renderer's own.
+            edit: Called with the mjvScene before it is drawn, to change lights or add geoms.
 
         Returns:
             uint8 [H, W, 3], RGB, first row on top.
@@ -77,11 +86,12 @@ class Renderer:
         if size_px > self._context.offHeight:
             self._enlarge(size_px)
         self._camera.fixedcamid = camera
+        data = self._data if data is None else data
         groups = self._model.geom_group.copy()
-        self._model.geom_group[self._outside(camera)] = _CULLED_GROUP
+        self._model.geom_group[self._outside(camera, data)] = _CULLED_GROUP
         mujoco.mjv_updateScene(
             self._model,
-            self._data,
+            data,
             self._options,
             self._perturbation,
             self._camera,
@@ -89,6 +99,8 @@ class Renderer:
             self._scene,
         )
         self._model.geom_group[:] = groups
+        if edit is not None:
+            edit(self._scene)
         viewport = mujoco.MjrRect(0, 0, size_px, size_px)
         mujoco.mjr_render(viewport, self._scene, self._context)
         image = np.empty((size_px, size_px, 3), dtype=np.uint8)
@@ -111,7 +123,7 @@ class Renderer:
         """Free the context of a renderer that was not closed."""
         self.close()
 
-    def _outside(self, camera: int) -> np.ndarray:
+    def _outside(self, camera: int, data: Any) -> np.ndarray:
         """Geoms whose bounding box lies outside a camera's view, bool [geoms].
 
         The view is a pyramid of four planes through the camera with inward normals n. A box with
@@ -119,26 +131,26 @@ class Renderer:
 
             n . (c - camera) + sum_i |n . a_i| h_i < 0
         """
-        data, model = self._data, self._model
+        model = self._model
         half = np.deg2rad(model.cam_fovy[camera]) / 2
         cos, sin = np.cos(half), np.sin(half)
         # The camera looks along -z.
         planes = np.array([(cos, 0, -sin), (-cos, 0, -sin), (0, cos, -sin), (0, -cos, -sin)])
         normals = planes @ data.cam_xmat[camera].reshape(3, 3).T  # [4, 3]
         position = data.cam_xpos[camera]
-        outside = self._outside_view(position, normals)
+        outside = self._outside_view(data, position, normals)
         for mirror in np.flatnonzero(self._mirrors & ~outside):
             # What a mirror shows is what the camera behind the mirror sees.
             normal = data.geom_xmat[mirror].reshape(3, 3)[:, 2]
             on_mirror = data.geom_xpos[mirror] + self._mirror_height[mirror] * normal
             behind = position - 2 * ((position - on_mirror) @ normal) * normal
             mirrored = normals - 2 * np.outer(normals @ normal, normal)
-            outside &= self._outside_view(behind, mirrored)
+            outside &= self._outside_view(data, behind, mirrored)
         return outside
 
-    def _outside_view(self, position: np.ndarray, normals: np.ndarray) -> np.ndarray:
+    def _outside_view(self, data: Any, position: np.ndarray, normals: np.ndarray) -> np.ndarray:
         """The test of `_outside` for one view: apex [3] and inward normals [4, 3]."""
-        data, boxes = self._data, self._model.geom_aabb
+        boxes = self._model.geom_aabb
         axes = data.geom_xmat.reshape(-1, 3, 3)  # [geoms, 3, 3], columns
         centre = data.geom_xpos + np.einsum('gij,gj->gi', axes, boxes[:, :3])
         reach = np.einsum('gpi,gi->gp', np.abs(normals @ axes), boxes[:, 3:])

@@ -11,7 +11,7 @@ CAMERAS = ['agentview', 'wrist']
 def render_everything(env: LiberoEnv, camera: str, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
     nothing = np.zeros(env.scene.model.ngeom, dtype=bool)
     with monkeypatch.context() as patch:
-        patch.setattr(env._renderer, '_outside', lambda camera: nothing)
+        patch.setattr(env._renderer, '_outside', lambda camera, data: nothing)
         return env.render_camera(camera)
 
 
@@ -33,7 +33,7 @@ def test_leaving_out_what_is_not_in_view_changes_no_pixel(
             index = env._domain.sim.model.camera_name2id(
                 {'agentview': 'agentview', 'wrist': 'robot0_eye_in_hand'}[camera]
             )
-            culled += int(env._renderer._outside(index).sum())
+            culled += int(env._renderer._outside(index, env.scene.data).sum())
     assert culled > 0, 'nothing was ever left out: the test says nothing'
 
 
