@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from vla_cache_ros.core.config import PRESETS
+from vla_cache_ros.core.errors import UnknownNameError
 from vla_cache_ros.core.layout import CameraSpan, TokenLayout
 from vla_cache_ros.core.plan import LayerGroup, PatchStatus, ReusePlan
 from vla_cache_ros.core.types import ActionChunk, Observation, StepReport
@@ -57,6 +59,13 @@ class FakePolicy:
     def act(self, observation: Observation) -> ActionChunk:
         if self.fault == 'raises':
             raise RuntimeError('the policy has a bug')
+        if self.fault == 'slow':
+            time.sleep(0.15)
+        if self.fault == 'talks':
+            import torch
+
+            text = f'threads: {torch.get_num_threads()}\n'
+            os.write(1, text.encode())
         rng = np.random.default_rng(self.step)
         mode = 'dense' if self.cache == 'off' else 'cached' if self.step else 'keyframe'
         scale = 0.5 if mode == 'cached' else 1.0
@@ -80,6 +89,8 @@ class FakePolicies:
     fault: str = ''
 
     def __call__(self, cache: str) -> FakePolicy:
+        if self.fault == 'refuses':
+            raise UnknownNameError('preset', 'none such', PRESETS)
         return FakePolicy(cache, self.fault)
 
 

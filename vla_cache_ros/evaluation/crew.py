@@ -163,7 +163,7 @@ class _Worker:
         self.spec: EpisodeSpec | None = None
         self.pulse = _Pulse(context.RawValue(_Beat))
         self.process: BaseProcess = context.Process(
-            target=_work, args=(theirs, job, self.pulse, threads), daemon=True
+            target=_work, args=(theirs, job, self.pulse), daemon=True
         )
         with _environment(_quiet_children(threads)):
             self.process.start()
@@ -223,7 +223,7 @@ class _Worker:
 
 
 def _quiet_children(threads: int) -> dict[str, str]:
-    """What children read once, at the imports of their libraries."""
+    """What children's numerical libraries and rich read once, at their import."""
     names = ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS')
     # rich draws no bars into the parent's.
     return {**dict.fromkeys(names, str(threads)), 'TTY_COMPATIBLE': '0'}
@@ -244,15 +244,11 @@ def _environment(wanted: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _work(connection: Connection, job: Job, pulse: Callable[[str], None], threads: int) -> None:
+def _work(connection: Connection, job: Job, pulse: Callable[[str], None]) -> None:
     """A worker's main loop: a spec in, a row or a refusal out; None ends it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, who ends the crew
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     os.dup2(2, 1)  # simulators are chatty; stdout is the parent's
-
-    import torch
-
-    torch.set_num_threads(threads)
     runner = EpisodeRunner(job, pulse)
     try:
         while (spec := connection.recv()) is not None:
