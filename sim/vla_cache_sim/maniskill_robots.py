@@ -26,6 +26,7 @@ class Robot(ABC):
         cameras: Our names of the cameras -> ManiSkill's.
         image_shape: Height and width of the images as published, pixels; None: any square.
         action_space: What an action may be.
+        METRES_PER_UNIT, RADIANS_PER_UNIT: Of an action's translation and rotation.
     """
 
     uid: ClassVar[str | None]
@@ -34,6 +35,8 @@ class Robot(ABC):
     cameras: ClassVar[dict[str, str]]
     image_shape: ClassVar[tuple[int, int] | None]
     action_space: ClassVar[spaces.Box]
+    METRES_PER_UNIT: ClassVar[float]
+    RADIANS_PER_UNIT: ClassVar[float]
 
     def __init__(self, agent: Any) -> None:
         """Wrap ManiSkill's agent, once its simulator is built."""
@@ -43,6 +46,10 @@ class Robot(ABC):
     @abstractmethod
     def ee_link(self) -> Any:
         """The link that the controller moves."""
+
+    @abstractmethod
+    def reference_pose(self) -> Any:
+        """The pose that an action is relative to, in the base's frame; ManiSkill's Pose."""
 
     @abstractmethod
     def command(self, action: np.ndarray) -> np.ndarray:
@@ -87,11 +94,15 @@ class Panda(Robot):
         """See `Robot`."""
         return self.agent.tcp
 
+    def reference_pose(self) -> Any:
+        """See `Robot`: the present pose."""
+        return self.base_pose()
+
     def command(self, action: np.ndarray) -> np.ndarray:
         """See `Robot`."""
         from scipy.spatial.transform import Rotation
 
-        position, quaternion = position_and_quaternion(self.base_pose())
+        position, quaternion = position_and_quaternion(self.reference_pose())
         turn = Rotation.from_rotvec(self.RADIANS_PER_UNIT * action[3:6])
         goal = turn * Rotation.from_quat(quaternion)
         position = position + self.METRES_PER_UNIT * action[:3]
@@ -130,6 +141,8 @@ class WidowX(Robot):
         np.array([1, 1, 1, *[np.pi / 2] * 3, 1], dtype=np.float32),
     )
 
+    METRES_PER_UNIT = 1.0
+    RADIANS_PER_UNIT = 1.0
     GRIPPER_LINKS = (
         'gripper_link',
         'gripper_prop_link',
@@ -153,6 +166,10 @@ class WidowX(Robot):
     def ee_link(self) -> Any:
         """See `Robot`."""
         return self.agent.controller.controllers['arm'].ee_link
+
+    def reference_pose(self) -> Any:
+        """See `Robot`: the goal of the step before."""
+        return self.agent.controller.controllers['arm']._target_pose
 
     def command(self, action: np.ndarray) -> np.ndarray:
         """See `Robot`."""
