@@ -73,7 +73,7 @@ def draw_differences(path: Path, pairs: Mapping[str, PairedSummary]) -> None:
                     color=theme.muted,
                     linestyle='--',
                     linewidth=1.0,
-                    label=f'margin of {100 * margin:g} points',
+                    label=f'margin: {-100 * margin:g}',
                 )
             for row, pair in enumerate(pairs.values()):
                 found = pair.comparison
@@ -106,7 +106,7 @@ def draw_step_times(path: Path, step_ms: Mapping[str, Sequence[float]]) -> None:
     limit = 1.1 * max(float(np.percentile(times, 99)) for times in step_ms.values())
     edges = np.linspace(min(0.9 * float(every.min()), 0.98 * limit), limit, 121)
     for theme in (LIGHT, DARK):
-        size_in = (WIDTH_IN, 0.5 + 0.75 * len(step_ms))
+        size_in = (WIDTH_IN, 0.5 + 0.9 * len(step_ms))
         with themed_figure(
             path, theme, size_in, rows=len(step_ms), heights=[1] * len(step_ms)
         ) as (
@@ -119,13 +119,12 @@ def draw_step_times(path: Path, step_ms: Mapping[str, Sequence[float]]) -> None:
                 p50, p95 = np.percentile(times, [50, 95])
                 for quantile, style in ((p50, '-'), (p95, ':')):
                     axis.axvline(quantile, color=theme.ink, linestyle=style, linewidth=1.1)
-                axis.annotate(
+                axis.set_title(
                     f'median {p50:.1f} ms, p95 {p95:.1f} ms',
-                    (0.995, 0.82),
-                    xycoords='axes fraction',
-                    ha='right',
+                    loc='right',
                     fontsize=8,
                     color=theme.ink,
+                    pad=2,
                 )
                 axis.set_xlim(edges[0], edges[-1])
                 axis.set_ylabel(f'{arm}\n% of steps')

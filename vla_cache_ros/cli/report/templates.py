@@ -8,6 +8,9 @@ from pathlib import Path
 from vla_cache_ros.cli.report.charts import themed_path
 from vla_cache_ros.cli.report.palette import DARK
 
+UNKNOWN = '–'
+"""What a figure reads as that is not known."""
+
 MAX_EMBEDDED_BYTES = 6 * 2**20
 """A larger video stays beside the page."""
 
@@ -42,7 +45,7 @@ def render_template(name: str, **values: object) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters.update(
-        one=_one, two=_two, ms=_two, ratio=_ratio, percent=_percent, points=_points
+        one=one, two=two, ms=two, ratio=ratio, percent=percent, points=points
     )
     return environment.get_template(name).render(**values)
 
@@ -59,25 +62,34 @@ def video_url(path: Path, folder: Path) -> str:
     return path.relative_to(folder).as_posix()
 
 
-def _one(value: float | None) -> str:
-    return '–' if value is None else f'{value:.1f}'
+def one(value: float | None) -> str:
+    """One decimal."""
+    return UNKNOWN if value is None else f'{value:.1f}'
 
 
-def _two(value: float | None) -> str:
-    return '–' if value is None else f'{value:.2f}'
+def two(value: float | None) -> str:
+    """Two decimals."""
+    return UNKNOWN if value is None else f'{value:.2f}'
 
 
-def _ratio(value: float | None) -> str:
-    return '–' if value is None else f'{value:.2f}x'
+def four(value: float | None) -> str:
+    """Four decimals."""
+    return UNKNOWN if value is None else f'{value:.4f}'
 
 
-def _percent(value: float | None, digits: int = 0) -> str:
-    return '–' if value is None else f'{100 * value:.{digits}f} %'
+def ratio(value: float | None) -> str:
+    """A ratio of times."""
+    return UNKNOWN if value is None else f'{value:.2f}x'
 
 
-def _points(value: float | None) -> str:
+def percent(value: float | None, digits: int = 0) -> str:
+    """A share."""
+    return UNKNOWN if value is None else f'{100 * value:.{digits}f} %'
+
+
+def points(value: float | None) -> str:
     """A difference of shares: '+1.5', '0.0'."""
     if value is None:
-        return '–'
+        return UNKNOWN
     text = f'{100 * value:+.1f}'
     return '0.0' if text in ('+0.0', '-0.0') else text.replace('-', '−')
