@@ -29,8 +29,8 @@ def serve():
 
     servers = []
 
-    def start(protocol, **options):
-        servers.append(ServerThread(protocol, **options))
+    def start(protocol, make_policy=None, **options):
+        servers.append(ServerThread(protocol, make_policy, **options))
         return servers[-1]
 
     yield start

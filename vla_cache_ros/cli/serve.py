@@ -125,10 +125,11 @@ def _make_service(config: ServeConfig) -> 'Service':
     def make_policy() -> Policy:
         return policies(config.cache)
 
+    host = PolicyHost(make_policy, limits, config.execute_steps)
     first = make_policy()  # weights and engines are loaded before a client waits for them
     model = policies.model()
     return Service(
-        PolicyHost(make_policy, limits, config.execute_steps),
+        host,
         Conventions(
             tuple(first.camera_names),
             images,
