@@ -1,8 +1,11 @@
 """`vla-cache eval`: success over tasks and initial states, dense, cached or paired."""
 
+import importlib
 import json
 import os
+import shlex
 import signal
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,7 +19,7 @@ from vla_cache_ros.cli.checkpoints import CheckpointPolicies, PolicyOptions
 from vla_cache_ros.cli.environments import environment_factory, simulator_versions
 from vla_cache_ros.cli.progress import Progress
 from vla_cache_ros.cli.tasks import parse_indices, parse_tasks
-from vla_cache_ros.core.errors import ConfigError, EvaluationError, UnknownNameError
+from vla_cache_ros.core.errors import ConfigError, EvaluationError
 from vla_cache_ros.evaluation.arms import parse_arm, parse_arms
 from vla_cache_ros.evaluation.crew import STEP_TIMEOUT_S, Crew, LocalCrew
 from vla_cache_ros.evaluation.environment import EnvironmentFactory, PolicyFactory
@@ -31,6 +34,8 @@ BROUGHT = 'small'
 
 RESULT = 'result.json'
 STOPPED = 1
+REPORT_MODULE = 'vla_cache_ros.cli.report.evaluation_page'
+"""Imported by name: it needs what is only installed with the report's requirements."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ def run_evaluate(
     """
     specs = episode_grid(config)
     crew = choose_crew(config)
-    make_env = make_env or environment_factory(config.stack)
+    simulators = environment_factory(config.stack)
     presets = list(dict.fromkeys(parse_arm(spec.arm).preset for spec in specs))
     settings = describe_run(config, specs)
     if make_policy is None:
@@ -110,8 +115,10 @@ def run_evaluate(
     if config.dry_run:
         return _print_plan(config, specs, settings)
 
+    # What the report needs must be there before hours are spent, not after.
+    importlib.import_module(REPORT_MODULE)
     fingerprints = {preset: str(settings.get(f'weights.{preset}', '')) for preset in presets}
-    job = Job(make_policy, make_env, config.divergence)
+    job = Job(make_policy, make_env or simulators, config.divergence)
     stopped = ''
     with EpisodeStore.open(config.out, settings) as store, _terminable():
         try:
@@ -187,12 +194,10 @@ def _parse_conditions(text: str) -> list[str]:
             f'no condition was named; {UNDISTURBED} stands for undisturbed episodes.'
         )
     if names != [UNDISTURBED]:
-        from vla_cache_sim.conditions import CONDITIONS
+        from vla_cache_sim.conditions import find_condition
 
         for name in names:
-            if name != UNDISTURBED and name not in CONDITIONS:
-                valid = dict.fromkeys([UNDISTURBED, *CONDITIONS])
-                raise UnknownNameError('condition', name, valid)
+            find_condition(name)
     return names
 
 
@@ -313,10 +318,14 @@ def _report(
     }
     text = json.dumps(document, indent=2)
     (config.out / RESULT).write_text(text + '\n', encoding='utf-8')
+    page = importlib.import_module(REPORT_MODULE).write_evaluation_report(
+        config.out, rows, settings, command=shlex.join(sys.argv), margin=config.margin
+    )
     if config.json:
         print(text)
     else:
         _print_summary(summary, attempts)
+        _console().print(f'report: {page}', markup=False, highlight=False, soft_wrap=True)
     if stopped:
         _say(f'vla-cache: stopped: {stopped}')
     return STOPPED if stopped or summary.failures else 0
