@@ -125,6 +125,145 @@ def _work_row(arm: Result) -> list[str]:
     ]
 
 
+def robustness(result: Result) -> list[str]:
+    """Success and vision work by condition, each cached arm against the dense one."""
+    summary = result['summary']
+    arms = {(arm['condition'], arm['arm']): arm for arm in summary['arms']}
+    names = list(dict.fromkeys(arm['arm'] for arm in summary['arms']))
+    pairs = {(pair['condition'], pair['arm']): pair for pair in summary['paired']}
+    lines = [
+        '## Robustness: disturbed episodes',
+        '',
+        f'![Success and vision work by condition](images/{result["image"]})',
+        '',
+    ]
+    for name in (name for name in names if name != DENSE):
+        columns = [
+            f'`{name}` under',
+            'dense',
+            f'`{name}`',
+            'minus dense, points',
+            'only dense / only this',
+            'McNemar p',
+            'vision-token work done',
+            'keyframes, of steps',
+            'cached - dense: mean',
+            'gripper flips',
+        ]
+        rows = [
+            _robustness_row(
+                condition,
+                arms.get((condition, DENSE)),
+                arms[condition, name],
+                pairs.get((condition, name)),
+            )
+            for condition in result['conditions']
+            if (condition, name) in arms
+        ]
+        lines += [*table(columns, rows), '']
+    return [
+        *lines,
+        'Conditions: '
+        + '; '.join(f'`{name}`: {about}' for name, about in result['conditions'].items())
+        + '.',
+        '',
+        'Every arm sees the same disturbance from the same initial states. Where the cache '
+        'notices it by itself, the work done rises; where it does not, the difference from dense '
+        'actions does.',
+        '',
+        *_failures(summary),
+    ]
+
+
+def _robustness_row(
+    condition: str, dense: Result | None, cached: Result, pair: Result | None
+) -> list[str]:
+    found = pair['comparison'] if pair else None
+    steps = cached['policy_steps']
+    keyframes = steps - cached['modes'].get('cached', 0)
+    compared = cached['divergence_mean'] is not None
+    return [
+        condition,
+        rate(dense['success']) if dense else '',
+        rate(cached['success']),
+        f'{points(found["difference"])} [{points(found["low"])}, {points(found["high"])}]'
+        if found
+        else '',
+        f'{found["only_first"]} / {found["only_second"]}' if found else '',
+        f'{found["p_value"]:.2g}' if found else '',
+        percent(cached['vision_recompute_ratio'], 1),
+        percent(keyframes / steps, 1) if steps else '',
+        f'{cached["divergence_mean"]:.4f}' if compared else '',
+        str(cached['gripper_flips']) if compared else '',
+    ]
+
+
+def baselines(result: Result) -> list[str]:
+    """The cache beside what users would do instead."""
+    summary, found = result['summary'], result['open_loop']
+    capped = found['steps'] == found['chunk_size'] and found['equal'] > found['steps']
+    return [
+        '## Baselines: success against milliseconds',
+        '',
+        f'![Success against policy time per control step](images/{result["image"]})',
+        '',
+        *work_table(summary['arms']),
+        '',
+        *paired_table(summary),
+        '',
+        '`random` reuses as many tokens as `safe` would, drawn at random; `static_only` knows no '
+        f'task relevance. `off@{found["steps"]}` is dense with {found["steps"]} instead of '
+        f'{found["executed"]} actions of each chunk executed: fewer refreshes at the compute of '
+        f'`{result["equal_to"]}`, whose policy time per control step is {found["share"]:.0%} of '
+        f'the dense one ({found["executed"]} / {found["share"]:.2f} = {found["equal"]:.1f}'
+        + (f'; a chunk has only {found["chunk_size"]})' if capped else ')')
+        + '. Intervals of the figure: Wilson upward, bootstrap over episodes within their tasks '
+        'sideways.',
+        '',
+        *_load(result),
+        *_failures(summary),
+    ]
+
+
+def harness_throughput(result: Result) -> list[str]:
+    """Episodes per hour and the harness's own cost by number of workers."""
+    columns = [
+        'workers',
+        'episodes',
+        'episodes per hour',
+        'without start-up',
+        'control steps per second',
+        'harness per control step, ms: median / p95',
+        "harness's share of an episode",
+        "policy's share",
+    ]
+    rows = [
+        [
+            str(run['workers']),
+            str(run['episodes']),
+            f'{run["episodes_per_hour"]:.0f}',
+            ''
+            if run['steady_episodes_per_hour'] is None
+            else f'{run["steady_episodes_per_hour"]:.0f}',
+            f'{run["control_steps_per_s"]:.1f}',
+            f'{run["overhead_ms"]:.3f} / {run["overhead_ms_p95"]:.3f}',
+            percent(run['harness_share'], 2),
+            percent(run['policy_share'], 1),
+        ]
+        for run in result['runs'].values()
+    ]
+    return [
+        '## Harness: episodes per hour',
+        '',
+        *table(columns, rows),
+        '',
+        'The same episodes, from nothing each time; one thread per worker. Without start-up: from '
+        'the first episode of every worker on. The rest of an episode is the simulator with its '
+        'rendering.',
+        '',
+    ]
+
+
 def _by_task(summary: Result) -> list[str]:
     """Success per task, an arm per column."""
     arms = list(dict.fromkeys(task['arm'] for task in summary['tasks']))

@@ -619,6 +619,9 @@ def engine_parity(result: Result) -> list[str]:
 RENDERERS: dict[str, Callable[[Result], list[str]]] = {
     'paired_success': paired_success,
     'paired_success_paper': paired_success,
+    'baselines': evaluation_tables.baselines,
+    'robustness': evaluation_tables.robustness,
+    'harness_throughput': evaluation_tables.harness_throughput,
     'step_latency_safe': step_latency,
     'step_latency_paper': step_latency,
     'demo': demo,
