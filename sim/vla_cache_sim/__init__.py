@@ -22,6 +22,7 @@ __all__ = ['SUITES', 'Suite']
 ENTRY_POINTS = {
     'libero': 'vla_cache_sim.libero:LiberoEnv',
     'maniskill': 'vla_cache_sim.maniskill:ManiSkillEnv',
+    'google_robot': 'vla_cache_sim.google_robot:make_env',
 }
 
 for _suite in SUITES.values():

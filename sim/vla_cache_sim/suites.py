@@ -1,4 +1,4 @@
-"""The suites that this package offers, as data: LIBERO's, and those of ManiSkill 3."""
+"""The suites that this package offers, as data: LIBERO's, ManiSkill 3's, the Google robot's."""
 
 from dataclasses import dataclass
 
@@ -35,7 +35,8 @@ class Suite:
     init_states: int = EVALUATION_STATES
     """Initial states per task to evaluate on."""
     instructions: tuple[str, ...] = ()
-    """The tasks in words; empty where the simulator's own files hold them."""
+    """The tasks in words, which tell them apart; empty where the simulator's own files hold them.
+    What a policy is told comes from the environment."""
 
 
 SUITES: dict[str, Suite] = {
@@ -74,6 +75,45 @@ SUITES: dict[str, Suite] = {
             instructions=(
                 'pick up the red cube and hold it at the green ball',
                 'put the red cube on the green cube',
+            ),
+        ),
+        # SIMPLER's Google robot: 4 robot textures of 25 places, 60 arrangements and 9 stands.
+        Suite(
+            'simpler_google_coke_can',
+            'vla_cache_sim/SimplerGoogleCokeCan-v0',
+            step_limit=80,
+            tasks=3,
+            simulator='google_robot',
+            control_frequency_hz=3.0,
+            init_states=100,
+            instructions=(
+                'pick coke can lying across',
+                'pick coke can lying lengthwise',
+                'pick coke can standing',
+            ),
+        ),
+        Suite(
+            'simpler_google_move_near',
+            'vla_cache_sim/SimplerGoogleMoveNear-v0',
+            step_limit=80,
+            tasks=1,
+            simulator='google_robot',
+            control_frequency_hz=3.0,
+            init_states=240,
+            instructions=('move one object near another',),
+        ),
+        Suite(
+            'simpler_google_drawer',
+            'vla_cache_sim/SimplerGoogleDrawer-v0',
+            step_limit=113,
+            tasks=6,
+            simulator='google_robot',
+            control_frequency_hz=3.0,
+            init_states=36,
+            instructions=tuple(
+                f'{verb} {drawer} drawer'
+                for verb in ('open', 'close')
+                for drawer in ('top', 'middle', 'bottom')
             ),
         ),
     )

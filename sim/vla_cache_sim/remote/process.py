@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import json
 import os
 import select
 import signal
@@ -22,6 +23,17 @@ _PIPE_BYTES = 1 << 20
 
 _NOT_INHERITED = ('PYTHONPATH', 'PYTHONHOME', 'VIRTUAL_ENV')
 """They would lead the worker's Python to this environment's packages."""
+
+_PRINT_VERSIONS = """
+import importlib.metadata, json, sys
+versions = {}
+for name in sys.argv[1:]:
+    try:
+        versions[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        versions[name] = 'not installed'
+print(json.dumps(versions))
+"""
 
 
 class WorkerProcess:
@@ -210,3 +222,28 @@ def python_worker(python: str | Path, factory: str) -> list[str]:
         place = str(here / place)
     # -u: what a simulator prints before it dies is not lost in a buffer.
     return [str(python), '-u', str(here / 'server.py'), '--factory', f'{place}:{function}']
+
+
+def package_versions(python: str | Path, packages: Sequence[str], hint: str) -> dict[str, str]:
+    """Package -> version in another Python environment.
+
+    Args:
+        python: The environment's interpreter, 3.8 or later.
+        packages: Names of distributions.
+        hint: What to do where there is no such interpreter.
+
+    Raises:
+        SimulatorError: The interpreter cannot be run.
+    """
+    try:
+        printed = subprocess.run(
+            [str(python), '-c', _PRINT_VERSIONS, *packages],
+            env={k: v for k, v in os.environ.items() if k not in _NOT_INHERITED},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=True,
+            timeout=60.0,
+        ).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        raise SimulatorError(f'cannot ask {python} for its packages: {error}\n{hint}') from error
+    return json.loads(printed)

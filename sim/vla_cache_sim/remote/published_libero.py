@@ -1,7 +1,7 @@
 """LIBERO as the published evaluations run it; a factory for `server`, without this project.
 
-LIBERO's own OffScreenRenderEnv, compiled anew at every reset, its observations as robosuite samples
-them, its own success. The versions that the papers used come from requirements/published.txt.
+LIBERO's own OffScreenRenderEnv, compiled anew at every reset, its observations as robosuite
+samples them, its own success. The versions come from requirements/published.txt.
 """
 
 from __future__ import annotations
@@ -157,7 +157,9 @@ class PublishedLibero:
     def _choose_task(self, index: int) -> None:
         count = self._suite.n_tasks
         if type(index) is not int or not 0 <= index < count:
-            raise RefusedError(f'unknown task of {self._suite_name} {index!r}; valid: 0..{count - 1}.')
+            raise RefusedError(
+                f'unknown task of {self._suite_name} {index!r}; valid: 0..{count - 1}.'
+            )
         self._task_index = index
         self._task = self._suite.get_task(index)
         self._init_states = self._suite.get_task_init_states(index)
