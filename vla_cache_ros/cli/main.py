@@ -27,8 +27,8 @@ class Command:
         config: Its frozen dataclass: the fields are the options.
         run: Its function, config -> exit code.
         summary: One line for the list of commands.
-        details: More for the command's own help.
         environment: Variables it wants, where the user has not set them.
+        details: More for the command's own help.
     """
 
     name: str
@@ -36,8 +36,8 @@ class Command:
     config: str
     run: str
     summary: str
-    details: str = ''
     environment: Mapping[str, str] = field(default_factory=dict)
+    details: str = ''
 
 
 COMMANDS: tuple[Command, ...] = (
