@@ -147,11 +147,31 @@ class _Pulse:
 
 
 @dataclass(frozen=True)
-class _Refusal:
+class Refusal:
     """What a worker says when it cannot go on: nothing of it is an episode's outcome."""
 
     message: str
     is_bug: bool
+
+    @classmethod
+    def of(cls, error: Exception) -> 'Refusal':
+        """What to say of an exception that a worker is handling."""
+        is_bug = not isinstance(error, VlaCacheError)
+        return cls(traceback.format_exc() if is_bug else str(error), is_bug)
+
+
+def judge(spec: EpisodeSpec, result: EpisodeRow | Refusal) -> EpisodeRow:
+    """What a worker sent, as a row.
+
+    Raises:
+        ConfigError: The policy or the simulator refused what it was asked for.
+        EvaluationError: The policy raised.
+    """
+    if isinstance(result, EpisodeRow):
+        return result
+    if result.is_bug:
+        raise EvaluationError(f'the policy failed in {spec}:\n{result.message}')
+    raise ConfigError(result.message)
 
 
 class _Worker:
@@ -190,11 +210,7 @@ class _Worker:
             return failed_row(
                 spec, f'the worker died{inside} with exit code {self.process.exitcode}'
             )
-        if isinstance(result, _Refusal):
-            if result.is_bug:
-                raise EvaluationError(f'the policy failed in {spec}:\n{result.message}')
-            raise ConfigError(result.message)
-        return result
+        return judge(spec, result)
 
     def abandon(self, timeout_s: float) -> EpisodeRow:
         """Kill a worker that is stuck in its simulator."""
@@ -259,13 +275,11 @@ def _work(connection: Connection, job: Job, pulse: Callable[[str], None]) -> Non
         runner.close()
 
 
-def _run(runner: EpisodeRunner, spec: EpisodeSpec) -> EpisodeRow | _Refusal:
+def _run(runner: EpisodeRunner, spec: EpisodeSpec) -> EpisodeRow | Refusal:
     try:
         return runner.run(spec)
-    except VlaCacheError as error:
-        return _Refusal(str(error), is_bug=False)
-    except Exception:  # whatever the policy raised must reach the parent
-        return _Refusal(traceback.format_exc(), is_bug=True)
+    except Exception as error:  # whatever the policy raised must reach the parent
+        return Refusal.of(error)
 
 
 def _leave_with_parent() -> None:
