@@ -57,11 +57,11 @@ def compose(strips: Sequence[Strip], layout: TokenLayout, index: int) -> NDArray
         left = MARGIN_PX + column * (PANEL_PX + MARGIN_PX)
         frame = strip.frames[min(index, len(strip.frames) - 1)]
         ended = index >= len(strip.frames) - 1
-        draw.text((left, 8), strip.title, fill=DARK.ink, font=_font(19))
-        draw.text((left, 33), _caption(frame, layout), fill=DARK.muted, font=_font(14))
+        draw.text((left, 8), strip.title, fill=DARK.ink, font=font(19))
+        draw.text((left, 33), caption(frame, layout), fill=DARK.muted, font=font(14))
         if ended:
             draw.text(
-                (left + PANEL_PX, 8), strip.outcome, fill=DARK.ink, font=_font(19), anchor='ra'
+                (left + PANEL_PX, 8), strip.outcome, fill=DARK.ink, font=font(19), anchor='ra'
             )
         for row, camera in enumerate(cameras):
             picture = upscale(frame.picture(camera), PANEL_PX)
@@ -75,12 +75,12 @@ def compose(strips: Sequence[Strip], layout: TokenLayout, index: int) -> NDArray
                 (left + 7, top + 5),
                 camera,
                 fill='#ffffff',
-                font=_font(14),
+                font=font(14),
                 stroke_width=2,
                 stroke_fill='#000000',
             )
     if legend_rows:
-        _draw_legend(draw, height - foot, width)
+        draw_legend(draw, height - foot, width)
     return np.asarray(canvas)
 
 
@@ -128,7 +128,8 @@ def write_png(path: Path, picture: NDArray[np.uint8]) -> None:
     Image.fromarray(picture).save(path, optimize=True)
 
 
-def _caption(frame: Frame, layout: TokenLayout) -> str:
+def caption(frame: Frame, layout: TokenLayout) -> str:
+    """What the policy did at a frame, in words."""
     report = frame.chunk.report
     if report is None:
         return ''
@@ -137,20 +138,21 @@ def _caption(frame: Frame, layout: TokenLayout) -> str:
     return f'step {report.step}  {report.mode}{share}  {report.total_ms:.0f} ms'
 
 
-def _draw_legend(draw: Any, top: int, width: int) -> None:
+def draw_legend(draw: Any, top: int, width: int) -> None:
     """Swatches with labels, flowing over two rows."""
     x, y = MARGIN_PX, top + 4
     for status, label in STATUS_LABELS.items():
-        length = 22 + draw.textlength(label, font=_font(13)) + 18
+        length = 22 + draw.textlength(label, font=font(13)) + 18
         if x + length > width and x > MARGIN_PX:
             x, y = MARGIN_PX, y + 24
         draw.rectangle((x, y + 2, x + 14, y + 16), fill=STATUS_COLOURS[status])
-        draw.text((x + 20, y), label, fill=DARK.ink, font=_font(13))
+        draw.text((x + 20, y), label, fill=DARK.ink, font=font(13))
         x += length
 
 
 @cache
-def _font(size_px: int) -> Any:
+def font(size_px: int) -> Any:
+    """The videos' typeface."""
     from matplotlib.font_manager import findfont
     from PIL import ImageFont
 
