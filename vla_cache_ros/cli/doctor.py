@@ -59,6 +59,28 @@ assert image.std() > 1.0, 'the rendered image is empty'
 print(GL.glGetString(GL.GL_RENDERER).decode())
 """
 
+SIMPLER_PROBE = """
+import warnings
+warnings.simplefilter('ignore')
+from vla_cache_sim.vulkan import prepare_driver, render_device
+prepare_driver()
+import sapien
+import sapien.physx
+import sapien.render
+scene = sapien.Scene([
+    sapien.physx.PhysxCpuSystem(), sapien.render.RenderSystem(render_device())])
+scene.set_ambient_light([1, 1, 1])
+builder = scene.create_actor_builder()
+builder.add_box_visual(half_size=[.1, .1, .1])
+builder.build_static().set_pose(sapien.Pose([1, 0, 0]))
+camera = scene.add_camera('camera', 64, 64, 1.0, 0.01, 10)
+scene.update_render()
+camera.take_picture()
+assert camera.get_picture('Color').std() > 0.01, 'the rendered image is empty'
+summary = sapien.render.get_device_summary()
+print(next(line.removeprefix('GPU: ') for line in summary.splitlines() if 'GPU:' in line))
+"""
+
 ROS_PROBE = """
 import rclpy
 from rclpy.utilities import get_rmw_implementation_identifier
@@ -243,6 +265,35 @@ def check_libero() -> Finding:
     return Finding('LIBERO', True, detail, needed_by)
 
 
+def check_simpler() -> Finding:
+    """ManiSkill with a driver that draws, and the files of SIMPLER's tasks."""
+    needed_by = ('eval maniskill', 'eval simpler_bridge')
+    if importlib.util.find_spec('mani_skill') is None:
+        command = install_command('simpler')
+        return Finding('SIMPLER', False, 'ManiSkill is not installed', needed_by, command)
+    from vla_cache_sim.maniskill_assets import TASKS, check_assets
+    from vla_cache_sim.vulkan import install_command as driver_command
+
+    device, failure = _run_probe(SIMPLER_PROBE)
+    if failure:
+        return Finding('SIMPLER', False, failure, needed_by, driver_command())
+    lacking: list[str] = []
+    for task in TASKS['simpler_bridge']:
+        try:
+            check_assets(task)
+        except VlaCacheError as error:
+            lacking.append(str(error))
+    tasks = len(TASKS['simpler_bridge'])
+    version = importlib.metadata.version('mani-skill')
+    return Finding(
+        name='SIMPLER',
+        found=True,
+        detail=f'ManiSkill {version}, draws on {device}; files of {tasks - len(lacking)} bridge '
+        f'tasks of {tasks}' + (f'; {lacking[0]}' if lacking else ''),
+        needed_by=needed_by,
+    )
+
+
 def check_weights() -> Finding:
     """The committed weights: complete, and with their hash."""
     get_command = 'git checkout -- models/weights (or: vla-cache train)'
@@ -320,6 +371,7 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
     check_ros,
     check_libero,
     check_rendering,
+    check_simpler,
     check_weights,
     check_report,
     check_dataset,
