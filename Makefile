@@ -48,6 +48,7 @@ ENGINES_STAMP := $(STAMPS)/engines-$(call hash,requirements/engines.txt requirem
 ROS_STAMP := $(STAMPS)/ros-$(call hash,requirements/ros.txt requirements/constraints.txt)
 LIBERO_STAMP := $(STAMPS)/libero-$(call hash,requirements/libero.txt requirements/constraints.txt)
 SERVE_STAMP := $(STAMPS)/serve-$(call hash,requirements/serve.txt requirements/constraints.txt)
+RAY_STAMP := $(STAMPS)/ray-$(call hash,requirements/ray.txt requirements/constraints.txt)
 CLIENTS_STAMP := $(STAMPS)/clients-$(call hash,requirements/clients.txt)
 SIMPLER_STAMP := $(STAMPS)/simpler-$(call hash,requirements/simpler.txt requirements/vulkan.sh requirements/constraints.txt)
 DEMO_STAMP := $(STAMPS)/demo-$(call hash,requirements/demo.txt requirements/constraints.txt)
@@ -77,6 +78,10 @@ setup-dev: setup $(DEV_STAMP) $(CLIENTS_STAMP) $(PUBLISHED_STAMP) $(SIMPLER_STAM
 .PHONY: setup-published
 setup-published: system $(PUBLISHED_STAMP) ## LIBERO as in the papers, for eval --stack published
 	@echo 'Set up: vla-cache eval libero_object --stack published'
+
+.PHONY: setup-ray
+setup-ray: setup $(RAY_STAMP) ## Ray, for evaluations on a cluster
+	@echo 'Set up: vla-cache eval libero_object --ray local'
 
 .PHONY: setup-simpler
 setup-simpler: setup $(SIMPLER_STAMP) ## SIMPLER's bridge tasks and ManiSkill's own
@@ -152,6 +157,11 @@ $(LIBERO_STAMP): | $(BASE_STAMP)
 $(SERVE_STAMP): | $(BASE_STAMP)
 	@echo 'Set-up: the servers'
 	@$(PIP) -r requirements/serve.txt
+	@touch $@
+
+$(RAY_STAMP): | $(BASE_STAMP)
+	@echo 'Set-up: Ray'
+	@$(PIP) -r requirements/ray.txt
 	@touch $@
 
 # Not among the other packages: what this one asks for does not go with what they ask for.

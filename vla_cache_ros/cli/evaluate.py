@@ -61,11 +61,12 @@ class EvaluateConfig(PolicyOptions):
     """Folder of the episodes and the report. The same command goes on where it was stopped; more
     tasks, arms, initial states or conditions extend it."""
     workers: int = 0
-    """Worker processes of one thread each; 0: one per core."""
+    """Worker processes of one thread each; 0: one per core, of a cluster one per free CPU."""
     step_timeout_s: float = STEP_TIMEOUT_S
     """A simulator that makes no step for so long is killed, its episode tried again."""
     ray: str = ''
-    """Address of a Ray cluster that runs the episodes: auto, HOST:PORT, local."""
+    """Run the episodes on a Ray cluster, with one policy that batches their requests: local (start
+    one here), auto (the one of this machine), HOST:PORT."""
     stack: str = 'current'
     """Versions of the simulators: current, published."""
     divergence: bool = True
@@ -134,6 +135,8 @@ def run_evaluate(
             raise
         attempts = len(store.attempts())
         settings = store.settings
+    if (served := getattr(crew, 'statistics', None)) is not None and not config.json:
+        _say(f'policy server: {served}.')
     return _report(config, rows, settings, attempts, stopped)
 
 
@@ -154,12 +157,18 @@ def episode_grid(config: EvaluateConfig) -> list[EpisodeSpec]:
 
 def choose_crew(config: EvaluateConfig) -> Crew:
     """Who runs the episodes: this machine, or a cluster."""
-    workers = config.workers or os.cpu_count() or 1
     if config.ray:
+        from vla_cache_models.batching import act_together
         from vla_cache_ros.evaluation.ray_crew import RayCrew
 
-        return RayCrew(config.ray, workers, config.step_timeout_s)
-    return LocalCrew(workers, config.step_timeout_s)
+        return RayCrew(
+            config.ray,
+            config.workers,
+            config.step_timeout_s,
+            act_together=act_together,
+            gpus=1 if config.device.startswith('cuda') else 0,
+        )
+    return LocalCrew(config.workers or os.cpu_count() or 1, config.step_timeout_s)
 
 
 def describe_run(config: EvaluateConfig, specs: Sequence[EpisodeSpec]) -> dict[str, Any]:

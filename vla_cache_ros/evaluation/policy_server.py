@@ -147,6 +147,19 @@ class ServerStatistics:
     wait_ms: Quantiles | None
     compute_ms: Quantiles | None
 
+    def __str__(self) -> str:
+        """Format as '41 chunks in 20 batches, 1 to 4 sessions per forward, ..'."""
+        parts = [f'{self.requests} chunks in {sum(self.batches.values())} batches']
+        if self.forwards:
+            parts.append(f'{min(self.forwards)} to {max(self.forwards)} sessions per forward')
+        if self.wait_ms is not None and self.compute_ms is not None:
+            parts.append(f'a wait of {self.wait_ms.p50:.1f} ms')
+            parts.append(f'{self.compute_ms.p50:.1f} ms of computing each (medians)')
+        for name in ('failures', 'expired', 'dropped'):
+            if count := getattr(self, name):
+                parts.append(f'{count} {name}')
+        return ', '.join(parts)
+
 
 @dataclass
 class _Session:

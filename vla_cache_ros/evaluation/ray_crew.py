@@ -65,7 +65,7 @@ class RayCrew:
     def __init__(
         self,
         address: str = LOCAL,
-        workers: int = 1,
+        workers: int = 0,
         step_timeout_s: float = STEP_TIMEOUT_S,
         *,
         act_together: ActTogether = act_one_by_one,
@@ -77,7 +77,8 @@ class RayCrew:
         Args:
             address: 'local' starts a Ray on this machine; 'auto' joins the cluster that this
                 machine belongs to, host:port or ray://host:port one elsewhere.
-            workers: Simulators at a time.
+            workers: Simulators at a time; 0: as many as there are CPUs, on a cluster beside the
+                policy's.
             step_timeout_s: A worker whose simulator has not returned from a call for so long is
                 killed; its episode is a simulator's error.
             act_together: How the policy server computes a batch.
@@ -85,11 +86,12 @@ class RayCrew:
             limits: Of the policy server.
 
         Raises:
-            ConfigError: A value is not positive, or Ray is not installed.
+            ConfigError: A value is out of its range, or Ray is not installed.
         """
-        for name, value in (('workers', workers), ('step_timeout_s', step_timeout_s)):
-            if not value > 0:
-                raise ConfigError(f'{name} is {value}; valid: greater than 0.')
+        if workers < 0:
+            raise ConfigError(f'workers is {workers}; valid: at least 1, or 0 for one per CPU.')
+        if not step_timeout_s > 0:
+            raise ConfigError(f'step_timeout_s is {step_timeout_s}; valid: greater than 0.')
         self._address = address
         self._workers = workers
         self._step_timeout_s = step_timeout_s
@@ -103,8 +105,9 @@ class RayCrew:
         """See `Crew.run`."""
         if not specs:
             return
-        count = min(self._workers, len(specs))
-        with _connected(self._ray, self._address, count):
+        with _connected(self._ray, self._address, self._workers or os.cpu_count() or 1):
+            free = int(self._ray.cluster_resources().get('CPU', 1)) - 1
+            count = min(self._workers or max(1, free), len(specs))
             server = self._start_server(job.policy_factory)
             remote = replace(job, policy_factory=_RemotePolicies(server))
             crew: list[_Worker] = []
