@@ -1,8 +1,8 @@
 """LIBERO in the versions of the published evaluations, in a Python environment of its own.
 
-Newer MuJoCo (from 3.3.3) renders LIBERO's scenes darker than the images that published checkpoints
-were trained on, and robosuite's own observations are one control step old: figures that are
-to be compared with papers come from here.
+MuJoCo 3.3.3 and later render LIBERO's scenes darker than the images that published checkpoints
+were trained on (the mean pixel of libero_object by 36 of 255), so figures that are to be compared
+with papers come from here.
 """
 
 import os

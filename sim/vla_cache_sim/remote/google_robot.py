@@ -150,8 +150,8 @@ class GoogleRobot:
 
     Actions are metres and an axis-angle in radians in the base's frame, as the simulator takes
     them. The gripper is relative: +1 closes, -1 opens, 0 leaves the target where it is; repeating
-    a change for several steps is the policy's business. As published, an episode runs to its step limit, and what
-    counts is the state that it ends in.
+    a change for several steps is the policy's business. As published, an episode runs to its step
+    limit, and what counts is the state that it ends in.
     """
 
     control_frequency_hz = float(CONTROL_FREQUENCY_HZ)
@@ -265,7 +265,7 @@ class GoogleRobot:
         return float(success), success, truncated, self._info(bool(reached))
 
     def observe(self) -> dict[str, np.ndarray]:
-        """What the last control step returned; the pose in the base's frame, fingers in radians."""
+        """What the last step returned; the pose in the base's frame, fingers in radians."""
         domain = self._domain
         pose = domain.agent.robot.pose.inv() * domain.tcp.pose
         joints = np.asarray(self._seen['agent']['qpos'], dtype=np.float32)

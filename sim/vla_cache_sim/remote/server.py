@@ -22,8 +22,11 @@ import json
 import math
 import os
 import platform
+import select
 import struct
 import sys
+import threading
+import time
 import traceback
 from typing import Any, Callable, Dict, NamedTuple, Union
 
@@ -35,6 +38,9 @@ PREFIX = struct.Struct('<4sII')
 MAX_HEADER_BYTES = 1 << 20
 MAX_BODY_BYTES = 1 << 28
 MAX_DIMENSIONS = 8
+
+GRACE_S = 5.0
+"""Seconds that a worker has for its close when its client has gone."""
 
 DTYPES = {
     name: np.dtype(name).newbyteorder('<')
@@ -181,6 +187,15 @@ class Pipes:
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)
         os.close(nothing)
+        threading.Thread(target=self._end_with_client, daemon=True).start()
+
+    def _end_with_client(self) -> None:
+        """End a simulator that hangs when its client has gone; others read the end themselves."""
+        gone = select.poll()
+        gone.register(self._in, 0)  # a hang-up is reported unasked
+        gone.poll()
+        time.sleep(GRACE_S)
+        os._exit(1)
 
     def read(self, size: int) -> bytearray:
         """Read so many bytes.

@@ -195,6 +195,7 @@ class RawClient:
         return read_frame(reader_of(self.process.stdout)).header
 
     def end(self) -> int:
+        """Hang up, as a client does that was killed, and wait for the exit code."""
         self.process.communicate(timeout=20)
         return self.process.returncode
 
@@ -232,6 +233,16 @@ def test_a_worker_refuses_another_protocol_and_unknown_calls():
 
 def test_a_worker_ends_when_its_client_goes():
     assert RawClient().end() == 0
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_ends_soon_after_its_client():
+    client = RawClient()
+    hello = {'id': 1, 'call': 'hello', 'protocol': 1, 'arguments': {'behaviour': 'hangs'}}
+    client.send(frame({**hello, 'arrays': []}))
+    assert client.receive()['reply'] == 'hello'
+    client.send(b''.join(encode({'id': 2, 'call': 'advance'}, {'action': np.zeros(7)})))
+    assert client.end() == 1
 
 
 def test_a_missing_factory_is_an_error_of_the_hello():
