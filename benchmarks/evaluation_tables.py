@@ -6,8 +6,9 @@ Their results hold summaries as `vla_cache_ros.evaluation.summary` writes them.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vla_cache_ros.evaluation.summary import DENSE, points_in_words
+
 Result = Mapping[str, Any]
-DENSE = 'off'
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -31,8 +32,8 @@ def paired_success(result: Result) -> list[str]:
         '',
         'Difference: arm minus dense with the 95 % score interval of paired rates (Tango 1998); '
         'bootstrap: pairs resampled within their tasks; McNemar: exact, two-sided. '
-        f'Non-inferiority at a margin of {_margin(result["margin"])} is read from the lower '
-        'bound, one-sided 2.5 %; pairs needed: for that claim with 80 % power, were there no '
+        f'Non-inferiority at a margin of {points_in_words(result["margin"])} is read from the '
+        'lower bound, one-sided 2.5 %; pairs needed: for that claim with 80 % power, were there no '
         'difference and as many discordant pairs as seen.',
         '',
         *work_table(summary['arms']),
@@ -291,10 +292,6 @@ def _load(result: Result) -> list[str]:
 def _failures(summary: Result) -> list[str]:
     errors = summary['simulator_errors']
     return [f'{errors} episodes failed in the simulator: not counted.', ''] if errors else []
-
-
-def _margin(share: float) -> str:
-    return '1 point' if share == 0.01 else f'{100 * share:g} points'
 
 
 def rate(success: Result) -> str:

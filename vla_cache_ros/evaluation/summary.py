@@ -141,7 +141,7 @@ class PairedSummary:
             if loss < 0
             else 'neither loses nor gains'
         )
-        margin = _points(test.margin)
+        margin = points_in_words(test.margin)
         verdict = {
             'non-inferior': f'non-inferior at a margin of {margin}',
             'inferior': f'inferior: the loss exceeds the margin of {margin}',
@@ -362,8 +362,8 @@ def _rate(rate: Rate) -> dict[str, Any]:
 def _bound_in_words(ruled_out: float) -> str:
     """The lower bound of the difference."""
     if ruled_out < 0:
-        return f'A gain of {_points(-ruled_out, 1)} or more is shown'
-    return f'A loss of more than {_points(ruled_out, 1)} is ruled out'
+        return f'A gain of {points_in_words(-ruled_out, 1)} or more is shown'
+    return f'A loss of more than {points_in_words(ruled_out, 1)} is ruled out'
 
 
 def _signed(share: float) -> str:
@@ -372,7 +372,7 @@ def _signed(share: float) -> str:
     return '0.0' if text in ('+0.0', '-0.0') else text
 
 
-def _points(share: float, digits: int = 0) -> str:
+def points_in_words(share: float, digits: int = 0) -> str:
     """'1 point', '2.5 points'."""
     value = 100 * share
     text = f'{value:.{digits}f}' if digits else f'{value:g}'

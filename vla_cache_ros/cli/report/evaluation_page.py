@@ -33,6 +33,7 @@ from vla_cache_ros.evaluation.summary import (
     DENSE,
     ArmSummary,
     EvaluationSummary,
+    points_in_words,
     summarise,
 )
 
@@ -112,7 +113,7 @@ def write_evaluation_report(
         colours=arm_colours(summary.arm_names),
         arms=shown,
         main=main,
-        margin=margin,
+        margin=points_in_words(margin),
         charts=[chart.embedded() for chart in _draw_charts(charts_folder, rows, summary)],
         all_steps=ALL,
         work=work_table(shown),
