@@ -33,8 +33,8 @@ def paired_success(result: Result) -> list[str]:
         'Difference: arm minus dense with the 95 % score interval of paired rates (Tango 1998); '
         'bootstrap: pairs resampled within their tasks; McNemar: exact, two-sided. '
         f'Non-inferiority at a margin of {points_in_words(result["margin"])} is read from the '
-        'lower bound, one-sided 2.5 %; pairs needed: for that claim with 80 % power, were there no '
-        'difference and as many discordant pairs as seen.',
+        'lower bound, one-sided 2.5 %; pairs needed: for that claim with 80 % power, were there '
+        'no difference and as many discordant pairs as seen.',
         '',
         *work_table(summary['arms']),
         '',
