@@ -1,4 +1,5 @@
 import base64
+import socket
 
 import pytest
 import requests
@@ -77,6 +78,14 @@ def test_others_need_a_token(host):
     assert not is_local(host)
     with pytest.raises(ConfigError, match='VLA_CACHE_TOKEN'):
         open_socket(host, 0, token='')
+
+
+def test_answers_are_not_held_back_and_dead_clients_are_found():
+    with open_socket('127.0.0.1', 0, '') as listener:
+        address = listener.getsockname()
+        with socket.create_connection(address), listener.accept()[0] as connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
 
 
 def test_any_address_is_allowed_with_a_token():

@@ -28,7 +28,7 @@ def moving(seed):
     return picture
 
 
-def local_chunks(make_small):
+def local_chunks(make_small, first=0):
     """What the policy gives without a network."""
     policy = make_small()
     numbers = state()
@@ -39,22 +39,36 @@ def local_chunks(make_small):
     )
     return [
         policy.act(Observation({'agentview': moving(n), 'wrist': moving(n)[::-1]}, arm, WORDS))
-        for n in range(STEPS)
+        for n in range(first, first + STEPS)
     ]
+
+
+def ask(client, n):
+    observation = openpi_observation(prompt=WORDS)
+    observation['observation/image'] = moving(n)
+    observation['observation/wrist_image'] = moving(n)[::-1]
+    return client.infer(observation)
 
 
 def test_openpis_chunks_are_the_policys_own_bit_for_bit(serve, openpi_client, make_small):
     client = openpi_client('127.0.0.1', serve('openpi', make_small).port)
     for n, chunk in enumerate(local_chunks(make_small)):
-        observation = openpi_observation(prompt=WORDS)
-        observation['observation/image'] = moving(n)
-        observation['observation/wrist_image'] = moving(n)[::-1]
-        answer = client.infer(observation)
+        answer = ask(client, n)
         np.testing.assert_array_equal(answer['actions'], chunk.actions)
         assert answer['vla_cache']['mode'] == chunk.report.mode
         reuse = 1 - chunk.report.plan.vision_recompute_ratio
         assert answer['vla_cache']['vision_reuse_ratio'] == reuse
     assert reuse > 0.1
+
+
+def test_robots_that_take_turns_get_what_each_would_get_alone(serve, openpi_client, make_small):
+    server = serve('openpi', make_small)
+    clients = [openpi_client('127.0.0.1', server.port) for _ in range(2)]
+    alone = [local_chunks(make_small, first) for first in (0, 20)]
+    for n in range(STEPS):
+        for client, first, chunks in zip(clients, (0, 20), alone, strict=True):
+            np.testing.assert_array_equal(ask(client, first + n)['actions'], chunks[n].actions)
+    assert not np.array_equal(alone[0][1].actions, alone[1][1].actions)
 
 
 def test_rest_chunks_are_the_policys_own_with_the_datas_gripper(serve, make_small):
