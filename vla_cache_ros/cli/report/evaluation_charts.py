@@ -1,5 +1,6 @@
 """Charts of an evaluation: success, differences, times, and what happens along an episode."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from vla_cache_ros.evaluation.statistics import Rate
 from vla_cache_ros.evaluation.summary import EvaluationSummary, Interval, PairedSummary
 
 WIDTH_IN = 7.2
+_MARKERS = 'osD^vPX'
 FEWEST_EPISODES = 3
 """A point along the episode is drawn while at least so many episodes are still running."""
 
@@ -254,31 +256,29 @@ def draw_success_against_time(
     """
     colours = arm_colours(list(success))
     lowest = min(rate.low for rate in success.values())
+    times = [time_ms[arm] for arm in success]
     for theme in (LIGHT, DARK):
         with themed_figure(path, theme, (WIDTH_IN, 4.2)) as (_, (axis,)):
-            for arm, rate in success.items():
-                time = time_ms[arm]
+            for (arm, rate), time, marker in zip(
+                success.items(), times, itertools.cycle(_MARKERS), strict=False
+            ):
                 _dots(
                     axis,
                     np.array([time.mean]),
                     np.array([100 * rate.value]),
                     colours[arm],
-                    '',
+                    arm,
                     x_bounds=np.array([[time.low, time.high]]),
                     y_bounds=100 * np.array([[rate.low, rate.high]]),
+                    marker=marker,
                 )
-                axis.annotate(
-                    arm,
-                    (time.mean, 100 * rate.value),
-                    xytext=(7, 6),
-                    textcoords='offset points',
-                    fontsize=9,
-                    color=theme.ink,
-                )
-            axis.set_xlim(0, 1.12 * max(time_ms[arm].high for arm in success))
+            axis.set_xlim(
+                0.85 * min(time.low for time in times), 1.04 * max(time.high for time in times)
+            )
             axis.set_ylim(max(-2, 100 * lowest - 4), 102)
             axis.set_xlabel('policy time per control step, ms [95 % interval]')
             axis.set_ylabel('success, % [95 % interval]')
+            _legend(axis, theme, len(success))
 
 
 def _dots(
@@ -289,6 +289,7 @@ def _dots(
     label: str,
     x_bounds: NDArray[np.float64] | None = None,
     y_bounds: NDArray[np.float64] | None = None,
+    marker: str = 'o',
 ) -> None:
     """Draw dots with bars from bound to bound, [n, 2] each."""
 
@@ -303,9 +304,9 @@ def _dots(
         y,
         xerr=reach(x, x_bounds),
         yerr=reach(y, y_bounds),
-        fmt='o',
+        fmt=marker,
         color=colour,
-        markersize=5,
+        markersize=6,
         elinewidth=1.6,
         capsize=0,
         label=label or None,
