@@ -193,7 +193,7 @@ $(PUBLISHED_STAMP): | $(LIBERO_STAMP)
 	@echo 'Set-up: LIBERO in the published versions, in $(PUBLISHED_VENV)'
 	@$(PUBLISHED_PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 10), (3, 11)))' || { \
 	    echo 'MuJoCo 2.3.7 needs Python 3.10 or 3.11; $(PUBLISHED_PYTHON) is another.' \
-	        'Name one: make setup-published PUBLISHED_PYTHON=python3.11'; exit 1; }
+	        'Name one: make setup-published (or setup-dev) PUBLISHED_PYTHON=python3.11'; exit 1; }
 	@$(PUBLISHED_PYTHON) -m venv --clear $(PUBLISHED_VENV)
 	@$(PUBLISHED_VENV)/bin/python -m pip install --quiet --no-deps -r requirements/published.txt
 	@from=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \

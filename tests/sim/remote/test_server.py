@@ -16,10 +16,13 @@ from vla_cache_sim.remote import server
 from vla_cache_sim.remote.process import python_worker
 from vla_cache_sim.remote.server import (
     DTYPES,
+    GRACE_S,
     MAGIC,
     MAX_BODY_BYTES,
+    MAX_DIMENSIONS,
     MAX_HEADER_BYTES,
     PREFIX,
+    PROTOCOL,
     FrameError,
     encode,
     read_frame,
@@ -172,6 +175,17 @@ def test_the_worker_is_python_3_8_with_numpy_alone(name: str):
         for alias in node.names
     }
     assert imported <= {*sys.stdlib_module_names, 'numpy'}
+
+
+def test_the_documentation_states_the_limits_and_types_of_the_code():
+    text = (Path(__file__).parents[3] / 'docs' / 'remote_environments.md').read_text()
+    assert f'The protocol, version {PROTOCOL}' in text
+    assert f"'{MAGIC.decode()}'" in text
+    assert f'uint32, little-endian; at most {MAX_HEADER_BYTES >> 20} MiB' in text
+    assert f'likewise; at most {MAX_BODY_BYTES >> 20} MiB' in text
+    assert f'at most {MAX_DIMENSIONS} dimensions' in text
+    assert ', '.join(DTYPES) in ' '.join(text.split())
+    assert f'if it hangs, {GRACE_S:g} s later' in text
 
 
 class RawClient:
