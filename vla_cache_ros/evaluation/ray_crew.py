@@ -59,7 +59,8 @@ class RayCrew:
     """Runs the episodes on a Ray cluster.
 
     Attributes:
-        statistics: Of the policy server, once a run has ended; None where it could not be asked.
+        statistics: Of the policy server, once a run has ended; of its last start, where it died.
+        reruns: Why episodes were run again, one line each.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class RayCrew:
         self._limits = limits
         self._ray = _import_ray()
         self.statistics: ServerStatistics | None = None
+        self.reruns: list[str] = []
 
     def run(self, job: Job, specs: Sequence[EpisodeSpec]) -> Generator[EpisodeRow, None, None]:
         """See `Crew.run`."""
@@ -146,12 +148,14 @@ class RayCrew:
                 if isinstance(outcome, _Lost):
                     losses[outcome.spec] += 1
                     if losses[outcome.spec] < MAX_LOSSES:
+                        self.reruns.append(outcome.note)
                         pending.appendleft(outcome.spec)
                         outcome = None
                     elif outcome.is_servers:
                         raise EvaluationError(f'the policy server is lost: {outcome.note}')
                     else:
-                        outcome = failed_row(outcome.spec, outcome.note)
+                        note = f'{MAX_LOSSES} workers died of it: {outcome.note}'
+                        outcome = failed_row(outcome.spec, note)
                 if worker.is_dead:
                     if not worker.has_started:
                         stillborn += 1
@@ -239,7 +243,7 @@ class _Worker:
             self._give_up()
             if spec is None:
                 return None
-            return _Lost(spec, f'the worker died {MAX_LOSSES} times: {self.note}')
+            return _Lost(spec, f'the worker died: {self.note}')
         self.has_started = True
         if spec is None:  # that was the start
             return None
@@ -379,12 +383,13 @@ class _RemotePolicies:
 
 
 def _import_ray() -> Any:
-    """Ray, without telemetry.
+    """Ray, without telemetry, and without its messages, which go to stdout.
 
     Raises:
         ConfigError: It is not installed.
     """
     os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
+    os.environ.setdefault('RAY_DEDUP_LOGS_SKIP_REGEX', '^')  # all; read at the import
     try:
         import ray
         import ray.exceptions
