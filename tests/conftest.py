@@ -1,7 +1,8 @@
 """What every test shares: the environment, and the rule that nothing skips silently.
 
 A test that needs LIBERO or ROS 2 fails where they are missing, unless its marker was deselected
-by hand (`-m 'not sim'`). Only `gpu` tests skip, with a reason. Any other skip becomes a failure.
+by hand (`-m 'not sim'`). Only tests of MAY_SKIP skip, with a reason. Any other skip becomes a
+failure.
 """
 
 import importlib.util
@@ -21,6 +22,11 @@ os.environ.setdefault('ROS_LOG_DIR', str(Path(tempfile.gettempdir()) / 'vla_cach
 if Path(sys.prefix, 'share', 'ament_index').is_dir():
     os.environ.setdefault('AMENT_PREFIX_PATH', sys.prefix)
 
+# SIMPLER's files, for whoever has not named a folder of his own; read once, as well.
+SHARED_ASSETS = Path(__file__).resolve().parents[2] / 'shared' / 'simpler_assets'
+if SHARED_ASSETS.is_dir():
+    os.environ.setdefault('MS_ASSET_DIR', str(SHARED_ASSETS))
+
 # No deadline: a timed example fails on a busy machine and says nothing about the code.
 settings.register_profile(
     'project',
@@ -34,8 +40,14 @@ settings.load_profile('project')
 
 NEEDS = {
     'sim': (('libero', 'robosuite', 'mujoco'), 'pip install -r requirements/libero.txt'),
+    'simpler': (('mani_skill', 'sapien'), 'make setup-simpler'),
+    'simpler_assets': (('mani_skill', 'sapien'), 'make setup-simpler'),
     'ros': (('rclpy',), 'pip install -r requirements/ros.txt, or source a ROS 2 distribution'),
 }
+
+
+# What some machines truly cannot have: a GPU, files that are not free to pass on.
+MAY_SKIP = ('gpu', 'simpler_assets')
 
 
 def missing_modules(modules: tuple[str, ...]) -> list[str]:
@@ -67,16 +79,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         if not torch.cuda.is_available():
             pytest.skip('needs a CUDA device; torch sees none')
+    if item.get_closest_marker('simpler_assets') is not None:
+        folder = Path(os.environ.get('MS_ASSET_DIR', Path.home() / '.maniskill'), 'data')
+        if not Path(folder, 'tasks', 'bridge_v2_real2sim_dataset').is_dir():
+            pytest.skip(f"needs SIMPLER's files, and there are none below {folder}")
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item):
-    """Turn a skip that is neither `gpu` nor an expected failure into a failure."""
+    """Turn a skip that is neither MAY_SKIP's nor an expected failure into a failure."""
     report = yield
-    expected = hasattr(report, 'wasxfail') or item.get_closest_marker('gpu') is not None
+    expected = hasattr(report, 'wasxfail') or any(map(item.get_closest_marker, MAY_SKIP))
     if report.skipped and not expected:
         report.outcome = 'failed'
-        report.longrepr = f'skipped, and only gpu tests may skip: {report.longrepr}'
+        report.longrepr = f'skipped, and only {MAY_SKIP} tests may skip: {report.longrepr}'
     return report
 
 

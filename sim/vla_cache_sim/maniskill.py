@@ -8,6 +8,7 @@ Names and conventions of everything here are in docs/simulators.md.
 
 import contextlib
 import dataclasses
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -220,7 +221,7 @@ class ManiSkillEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         domain._step_action(self.robot.command(action))
         self._steps += 1
         success = bool(domain.get_info()['success'])
-        truncated = self._steps >= self._task.step_limit
+        truncated = self._steps >= self.step_limit
         terminated = success and (truncated or not self._task.judged_at_end)
         return float(terminated), terminated, truncated, self._info(success)
 
@@ -272,7 +273,8 @@ class ManiSkillEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
             options['sensor_configs'] = {'height': height, 'width': width}
         if robot_class.uid is not None:
             options['robot_uids'] = robot_class.uid
-        with _drawing_on(render_device()):
+        with _drawing_on(render_device()), warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # about ManiSkill's own code
             # The class itself: ManiSkill's own factory would ask on stdin for missing files.
             self._domain = REGISTERED_ENVS[self._task.env_id].cls(
                 obs_mode=robot_class.observation_mode,
@@ -289,6 +291,8 @@ class ManiSkillEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
             # ManiSkill keeps the photograph in the class, where the next scene would replace it.
             self._domain._rgb_overlay_images = dict(self._domain._rgb_overlay_images)
         # PickCube's green ball marks the goal: it belongs into the picture.
+        for marker in self._domain._hidden_objects:
+            marker.show_visual()
         self._domain._hidden_objects = []
         self._robot = robot_class(self._domain.agent)
         self._home = self._domain.agent.robot.get_qpos().clone()

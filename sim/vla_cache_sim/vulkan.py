@@ -108,7 +108,7 @@ def _api_version(manifest: Path) -> tuple[int, ...]:
     """The Vulkan version that a manifest states; (0,) where it states none."""
     try:
         icd = json.loads(manifest.read_text(encoding='utf-8'))['ICD']
-        return tuple(int(part) for part in icd['api_version'].split('.'))
+        return tuple(int(part) for part in str(icd['api_version']).split('.'))
     except (OSError, ValueError, KeyError, TypeError):
         return (0,)
 

@@ -58,7 +58,7 @@ class Hand:
 
 HANDS = {
     'maniskill': Hand(2, 1, 0.018, 2.0, 0.05, 0.25, 8, 6, 0.006),
-    'simpler_bridge': Hand(0, 1, 0.02, 1.0, 0.04, 0.4, 4, 2, 0.008),
+    'simpler_bridge': Hand(0, 1, 0.0175, 1.0, 0.04, 0.4, 4, 2, 0.004),
 }
 
 
