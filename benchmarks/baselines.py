@@ -117,7 +117,8 @@ def main() -> None:
         summarise(rows), rows, options.equal_to, chunk_size, options.execute_steps
     )
     arm = f'{DENSE}@{open_loop.steps}'
-    rows += run_grid(replace(options, cache=arm))
+    # The others are done: asked for again, they are part of the report.
+    rows = run_grid(replace(options, cache=f'{options.cache},{arm}'))
     summary = summarise(rows, options.margin)
     ran = [each for each in summary.arms if each.control_step_ms and each.success.trials]
     image = f'{options.name}.png'
