@@ -156,9 +156,9 @@ class RemoteEnvironment(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         if 'error' in header:
             raise _as_error(call, header['error'])
         if header.get('id') != self._calls or header.get('reply') != call:
-            raise SimulatorError(
-                f'the simulator process answered {header.get("reply")!r} number '
-                f'{header.get("id")!r} to {call!r} number {self._calls}'
+            raise self._process.end(
+                f'answered {header.get("reply")!r} number {header.get("id")!r} to {call!r} '
+                f'number {self._calls} and was killed'
             )
         return answer
 

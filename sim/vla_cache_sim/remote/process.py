@@ -107,7 +107,7 @@ class WorkerProcess:
         def wait(poll: select.poll) -> None:
             left_s = deadline - time.monotonic()
             if left_s <= 0 or not poll.poll(1e3 * left_s):
-                raise self._end(late)
+                raise self.end(late)
 
         def read(size: int) -> bytearray:
             buffer = bytearray(size)
@@ -135,7 +135,7 @@ class WorkerProcess:
         try:
             answer = read_frame(read)
         except FrameError as error:
-            raise self._end(f'does not keep to the protocol and was killed: {error}') from error
+            raise self.end(f'does not keep to the protocol and was killed: {error}') from error
         self._answered = True
         return answer
 
@@ -154,12 +154,12 @@ class WorkerProcess:
         try:
             code = self._process.wait(5.0)
         except subprocess.TimeoutExpired:
-            return self._end(f'closed its pipe during {call!r} and was killed')
+            return self.end(f'closed its pipe during {call!r} and was killed')
         how = f'with exit code {code}' if code >= 0 else f'of {signal.Signals(-code).name}'
-        return self._end(f'died {how} during {call!r}')
+        return self.end(f'died {how} during {call!r}')
 
-    def _end(self, what: str) -> SimulatorError:
-        """Kill what is left of the process and say why, with its last lines."""
+    def end(self, what: str) -> SimulatorError:
+        """Kill what is left of the process; the error says why, with its last lines."""
         _kill(self._process)
         message = f'the simulator process {what}'
         if lines := self._stderr.lines():
