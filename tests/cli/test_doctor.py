@@ -13,6 +13,7 @@ from vla_cache_ros.cli.doctor import (
     check_libero,
     check_rendering,
     check_ros,
+    check_simpler,
     check_vla,
     check_weights,
     demo_can_run,
@@ -101,13 +102,14 @@ def test_missing_cpuinfo_is_no_error(tmp_path):
         (check_ros, 'rclpy', 'ros.txt'),
         (check_rendering, 'mujoco', 'libero.txt'),
         (check_libero, 'gymnasium', 'libero.txt'),
+        (check_simpler, 'mani_skill', 'simpler.txt'),
     ],
 )
 def test_missing_package_gives_its_command(check, module, layer, without):
     without(module)
     finding = check()
     assert not finding.found
-    assert 'demo' in finding.needed_by
+    assert finding.needed_by
     assert layer in finding.get_command
 
 
@@ -157,6 +159,25 @@ def test_rendering_that_fails_is_a_finding_with_its_reason(monkeypatch):
     assert not finding.found
     assert 'nonsense' in finding.detail
     assert 'apt-get install' in finding.get_command
+
+
+@pytest.mark.simpler
+def test_simpler_is_tried_for_real_and_missing_files_come_with_their_command(
+    monkeypatch, tmp_path
+):
+    monkeypatch.setenv('MS_ASSET_DIR', str(tmp_path))
+    finding = check_simpler()
+    assert finding.found, finding.detail
+    assert 'files of 0 bridge tasks of 4' in finding.detail
+    assert 'download_asset bridge_v2_real2sim -y' in finding.detail
+
+
+def test_simpler_without_a_driver_is_a_finding_with_its_command(monkeypatch):
+    monkeypatch.setattr(doctor, '_run_probe', lambda code: ('', 'no Vulkan driver'))
+    finding = check_simpler()
+    assert not finding.found
+    assert 'no Vulkan driver' in finding.detail
+    assert 'vulkan.sh' in finding.get_command
 
 
 def test_probe_that_hangs_is_stopped(monkeypatch):

@@ -9,6 +9,7 @@ from vla_cache_ros.core.errors import ConfigError, UnknownNameError
     [
         ('libero_object/2', TaskName('libero_object', 2)),
         (' libero_spatial:9 ', TaskName('libero_spatial', 9)),
+        ('simpler_bridge/3', TaskName('simpler_bridge', 3)),
         ('libero_goal', TaskName('libero_goal', 0)),
     ],
 )
@@ -28,6 +29,7 @@ def test_instruction_words():
     words = 'Pick up the alphabet soup and place it in the basket'
     assert parse_task(words) == TaskName('libero_object', 0)
     assert parse_task('the salad dressing') == TaskName('libero_object', 2)
+    assert parse_task('Put carrot on plate') == TaskName('simpler_bridge', 0)
     with pytest.raises(UnknownNameError, match='pick up the milk and place it in the basket'):
         parse_task('fold the laundry')
 

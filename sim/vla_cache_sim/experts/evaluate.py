@@ -13,9 +13,11 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from vla_cache_ros.core.errors import ConfigError, VlaCacheError
-from vla_cache_sim.experts.pick_place import make_expert
-from vla_cache_sim.libero import LiberoEnv, make_env
-from vla_cache_sim.suites import find_suite, suites_of
+from vla_cache_sim.experts.pick_place import Expert, make_expert
+from vla_cache_sim.experts.tabletop import TabletopExpert
+from vla_cache_sim.libero import LiberoEnv
+from vla_cache_sim.maniskill import ManiSkillEnv
+from vla_cache_sim.suites import SUITES, find_suite
 
 NOISE_SCALE = np.array([0.3, 0.3, 0.3, 0.1, 0.1, 0.1, 0.0])
 """Standard deviation of the noise on a perturbed action, in action units."""
@@ -36,7 +38,12 @@ class TaskResult:
 
 
 def evaluate_task(
-    env: LiberoEnv, task: int, episodes: int, *, random_starts: bool, perturbed_share: float
+    env: LiberoEnv | ManiSkillEnv,
+    task: int,
+    episodes: int,
+    *,
+    random_starts: bool,
+    perturbed_share: float,
 ) -> TaskResult:
     """Run the expert on one task.
 
@@ -52,7 +59,7 @@ def evaluate_task(
         rng = np.random.default_rng(episode)
         start = 'random' if random_starts else episode
         env.start(seed=episode, options={'task': task, 'init_state': start})
-        expert = make_expert(env)
+        expert = _expert_of(env)
         done = success = False
         while not done:
             action = expert.act()
@@ -72,6 +79,10 @@ def evaluate_task(
         mean_steps=float(np.mean(steps)),
         failed=tuple(failed),
     )
+
+
+def _expert_of(env: LiberoEnv | ManiSkillEnv) -> Expert | TabletopExpert:
+    return make_expert(env) if isinstance(env, LiberoEnv) else TabletopExpert(env)
 
 
 def parse_tasks(text: str, tasks: int) -> list[int]:
@@ -94,11 +105,14 @@ def parse_tasks(text: str, tasks: int) -> list[int]:
 
 def evaluate(arguments: argparse.Namespace) -> Iterator[TaskResult]:
     """Evaluate every requested task in turn."""
-    suite = find_suite(arguments.suite, 'libero')
-    tasks = parse_tasks(arguments.tasks, suite.tasks)
+    suite = find_suite(arguments.suite)
+    tasks = parse_tasks(arguments.tasks or f'0-{suite.tasks - 1}', suite.tasks)
     if arguments.init_states < 1:
         raise ConfigError(f'--init-states must be at least 1, not {arguments.init_states}')
-    env = make_env(suite.name, tasks[0])
+    if suite.simulator != 'libero' and (arguments.random_starts or arguments.perturb):
+        raise ConfigError(f'{suite.name} has no random starts, and no noise in its units')
+    env_class = LiberoEnv if suite.simulator == 'libero' else ManiSkillEnv
+    env = env_class(suite.name, tasks[0])
     for task in tasks:
         yield evaluate_task(
             env,
@@ -113,8 +127,8 @@ def evaluate(arguments: argparse.Namespace) -> Iterator[TaskResult]:
 def main(argv: list[str] | None = None) -> int:
     """Command line of this module."""
     parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
-    parser.add_argument('--suite', default='libero_object', help=', '.join(suites_of('libero')))
-    parser.add_argument('--tasks', default='0-9', help='indices, e.g. 0-3,7')
+    parser.add_argument('--suite', default='libero_object', help=', '.join(SUITES))
+    parser.add_argument('--tasks', default='', help='indices, e.g. 0-3,7; default: all')
     parser.add_argument('--init-states', type=int, default=10, help='episodes per task')
     parser.add_argument('--random-starts', action='store_true', help='train-time random starts')
     parser.add_argument(

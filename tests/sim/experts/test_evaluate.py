@@ -23,6 +23,8 @@ def test_other_lists_are_refused(text: str):
         (['--suite', 'libero_all'], 'libero_all'),
         (['--tasks', '12'], '12'),
         (['--init-states', '0'], 'at least 1'),
+        (['--suite', 'simpler_bridge', '--perturb', '0.5'], 'simpler_bridge'),
+        (['--suite', 'maniskill', '--tasks', '2'], '0..1'),
     ],
 )
 def test_bad_arguments_end_with_a_message(
