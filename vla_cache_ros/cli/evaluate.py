@@ -1,6 +1,5 @@
 """`vla-cache eval`: success over tasks and initial states, dense, cached or paired."""
 
-import importlib
 import json
 import os
 import shlex
@@ -17,25 +16,29 @@ from tyro.conf import Positional
 from vla_cache_ros import __version__
 from vla_cache_ros.cli.checkpoints import CheckpointPolicies, PolicyOptions
 from vla_cache_ros.cli.environments import environment_factory, simulator_versions
-from vla_cache_ros.cli.progress import Progress
+from vla_cache_ros.cli.evaluate_terminal import (
+    EpisodeProgress,
+    plan_of,
+    print_plan,
+    print_summary,
+    say,
+)
 from vla_cache_ros.cli.tasks import parse_indices, parse_tasks
 from vla_cache_ros.core.errors import ConfigError, EvaluationError
 from vla_cache_ros.evaluation.arms import parse_arm, parse_arms
 from vla_cache_ros.evaluation.crew import STEP_TIMEOUT_S, Crew, LocalCrew
 from vla_cache_ros.evaluation.environment import EnvironmentFactory, PolicyFactory
 from vla_cache_ros.evaluation.episode import UNDISTURBED, EpisodeRow, EpisodeSpec
-from vla_cache_ros.evaluation.evaluate import evaluate, running_order
+from vla_cache_ros.evaluation.evaluate import evaluate
 from vla_cache_ros.evaluation.runner import Job
 from vla_cache_ros.evaluation.store import FILE, EpisodeStore
-from vla_cache_ros.evaluation.summary import ALL, DENSE, EvaluationSummary, summarise
+from vla_cache_ros.evaluation.summary import DENSE, summarise
 
 BROUGHT = 'small'
 """Stands for the weights that the package brings."""
 
 RESULT = 'result.json'
 STOPPED = 1
-REPORT_MODULE = 'vla_cache_ros.cli.report.evaluation_page'
-"""Imported by name: it needs what is only installed with the report's requirements."""
 
 
 @dataclass(frozen=True)
@@ -114,30 +117,67 @@ def run_evaluate(
         make_policy, weights = _load_policies(config, presets)
         settings |= weights
     if config.dry_run:
-        return _print_plan(config, specs, settings)
+        return _dry_run(config, specs, settings)
 
-    # What the report needs must be there before hours are spent, not after.
-    importlib.import_module(REPORT_MODULE)
+    # Imported before hours are spent: what the report needs may not be installed.
+    from vla_cache_ros.cli.report.evaluation_page import write_evaluation_report
+    from vla_cache_ros.cli.report.evaluation_videos import record_worst
+
     fingerprints = {preset: str(settings.get(f'weights.{preset}', '')) for preset in presets}
     job = Job(make_policy, make_env or simulators, config.divergence)
+    with _terminable():
+        run = _run(config, job, specs, crew, settings, fingerprints)
+        if config.videos and config.divergence:
+            record_worst(config.out, run.rows, job, config.videos)
+        page = write_evaluation_report(
+            config.out, run.rows, run.settings, command=shlex.join(sys.argv), margin=config.margin
+        )
+    return _report(config, run, page)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What a run left behind.
+
+    Attributes:
+        rows: Of the episodes asked for; all of them unless it was stopped.
+        settings: Of the folder.
+        attempts: Episodes of the folder whose simulator failed, each time counted.
+        stopped: Why it was stopped; empty where it was not.
+    """
+
+    rows: list[EpisodeRow]
+    settings: Mapping[str, Any]
+    attempts: int
+    stopped: str = ''
+
+
+def _run(
+    config: EvaluateConfig,
+    job: Job,
+    specs: Sequence[EpisodeSpec],
+    crew: Crew,
+    settings: Mapping[str, Any],
+    fingerprints: Mapping[str, str],
+) -> _Run:
+    """Run what is not finished, under a progress bar."""
     stopped = ''
-    with EpisodeStore.open(config.out, settings) as store, _terminable():
+    with EpisodeStore.open(config.out, settings) as store:
         try:
-            with _Monitor(specs, store.finished(), config.json) as monitor:
+            with EpisodeProgress(specs, store.finished(), config.json) as progress:
                 rows = evaluate(
-                    job, specs, crew, store, fingerprints=fingerprints, on_row=monitor.show
+                    job, specs, crew, store, fingerprints=fingerprints, on_row=progress.show
                 )
         except EvaluationError as error:
             rows, stopped = store.rows(specs), str(error)
         except KeyboardInterrupt:
             done = len(store.finished().intersection(specs))
-            _say(f'{done} of {len(specs)} episodes are in {config.out}; the same command goes on.')
+            say(f'{done} of {len(specs)} episodes are in {config.out}; the same command goes on.')
             raise
-        attempts = len(store.attempts())
-        settings = store.settings
-    if (served := getattr(crew, 'statistics', None)) is not None and not config.json:
-        _say(f'policy server: {served}.')
-    return _report(config, rows, settings, attempts, stopped)
+        if (served := getattr(crew, 'statistics', None)) is not None and not config.json:
+            lost = len(getattr(crew, 'reruns', ()))
+            say(f'policy server: {served}; {lost} episodes lost their process and ran again.')
+        return _Run(rows, store.settings, len(store.attempts()), stopped)
 
 
 def episode_grid(config: EvaluateConfig) -> list[EpisodeSpec]:
@@ -172,13 +212,18 @@ def choose_crew(config: EvaluateConfig) -> Crew:
 
 
 def describe_run(config: EvaluateConfig, specs: Sequence[EpisodeSpec]) -> dict[str, Any]:
-    """The settings that every episode of a folder shares, the weights excepted."""
+    """The settings that every episode of a folder shares, the weights excepted.
+
+    Raises:
+        SimulatorError: A simulator's own Python environment is not set up.
+    """
     suites = dict.fromkeys(spec.suite for spec in specs)
     versions = simulator_versions(suites, config.stack)
     return {
         'version': __version__,
         'stack': config.stack,
         'divergence': config.divergence,
+        'batched': bool(config.ray),
         **{f'packages.{package}': version for package, version in versions.items()},
     }
 
@@ -233,37 +278,6 @@ def _load_policies(
     }
 
 
-class _Monitor:
-    """The progress bar, with the success of each arm in this run so far."""
-
-    def __init__(
-        self, specs: Sequence[EpisodeSpec], finished: set[EpisodeSpec], quiet: bool
-    ) -> None:
-        todo = set(specs) - finished
-        self._bar = Progress('episodes', total=len(todo), quiet=quiet)
-        self._trials = dict.fromkeys((spec.arm for spec in specs), 0)
-        self._successes = dict(self._trials)
-        if len(todo) < len(specs) and not quiet:
-            _say(f'{len(specs) - len(todo)} of {len(specs)} episodes are done already.')
-
-    def __enter__(self) -> '_Monitor':
-        self._bar.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._bar.__exit__(*error)
-
-    def show(self, row: EpisodeRow) -> None:
-        """Count a row; a simulator's error, which is tried again, is no progress."""
-        if not row.judged:
-            _say(f'{row.spec.name}, initial state {row.spec.init_state}: {row.note}')
-            return
-        self._trials[row.spec.arm] += 1
-        self._successes[row.spec.arm] += row.success
-        rates = (f'{arm} {self._successes[arm]}/{n}' for arm, n in self._trials.items())
-        self._bar.advance(note=', '.join(rates))
-
-
 @contextmanager
 def _terminable() -> Iterator[None]:
     """Have SIGTERM end the run as Ctrl-C does."""
@@ -278,101 +292,39 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _print_plan(
+def _dry_run(
     config: EvaluateConfig, specs: Sequence[EpisodeSpec], settings: Mapping[str, Any]
 ) -> int:
-    """What --dry-run prints: the episodes by task, arm and condition, and how many are done."""
+    """Print the episodes by task, condition and arm, and how many are done."""
     finished: set[EpisodeSpec] = set()
     if (config.out / FILE).exists():
         with EpisodeStore.read(config.out) as store:
             store.check(settings)
             finished = store.finished()
-    counts: dict[tuple[str, str, str], list[int]] = {}
-    for spec in running_order(specs):
-        count = counts.setdefault((str(spec.name), spec.condition, spec.arm), [0, 0])
-        count[0] += 1
-        count[1] += spec in finished
-    plan = [
-        {'task': task, 'condition': condition, 'arm': arm, 'episodes': total, 'done': done}
-        for (task, condition, arm), (total, done) in counts.items()
-    ]
+    plan = plan_of(specs, finished)
     if config.json:
         print(json.dumps({'settings': dict(settings), 'plan': plan}, indent=2))
-        return 0
-    from rich.table import Table
-
-    table = Table('task', 'condition', 'arm', 'episodes', 'done')
-    for line in plan:
-        table.add_row(*map(str, line.values()))
-    _console().print(table)
-    done = len(finished.intersection(specs))
-    _console().print(f'{len(specs)} episodes, {done} done; nothing was run.', highlight=False)
+    else:
+        print_plan(plan)
     return 0
 
 
-def _report(
-    config: EvaluateConfig,
-    rows: Sequence[EpisodeRow],
-    settings: Mapping[str, Any],
-    attempts: int,
-    stopped: str,
-) -> int:
+def _report(config: EvaluateConfig, run: _Run, page: Path) -> int:
     """Write and print the result; returns the exit code."""
-    summary = summarise(rows, config.margin)
+    summary = summarise(run.rows, config.margin)
     document = {
         **summary.as_dict(),
-        'failed_attempts': attempts,
-        'stopped': stopped,
-        'settings': dict(settings),
+        'failed_attempts': run.attempts,
+        'stopped': run.stopped,
+        'settings': dict(run.settings),
+        'report': str(page),
     }
     text = json.dumps(document, indent=2)
     (config.out / RESULT).write_text(text + '\n', encoding='utf-8')
-    page = importlib.import_module(REPORT_MODULE).write_evaluation_report(
-        config.out, rows, settings, command=shlex.join(sys.argv), margin=config.margin
-    )
     if config.json:
         print(text)
     else:
-        _print_summary(summary, attempts)
-        _console().print(f'report: {page}', markup=False, highlight=False, soft_wrap=True)
-    if stopped:
-        _say(f'vla-cache: stopped: {stopped}')
-    return STOPPED if stopped or summary.failures else 0
-
-
-def _print_summary(summary: EvaluationSummary, attempts: int) -> None:
-    from rich.table import Table
-
-    table = Table('condition', 'arm', 'success [95 %]', 'policy step, ms', 'vision work saved')
-    for arm in summary.arms:
-        step_ms, saved = arm.step_ms.get(ALL), arm.vision_work_saved
-        table.add_row(
-            arm.condition,
-            arm.arm,
-            str(arm.success),
-            f'{step_ms.p50:.1f}' if step_ms else '-',
-            f'{saved:.0%}' if saved is not None else '-',
-        )
-    console = _console()
-    console.print(table)
-    for pair in summary.paired:
-        console.print(f'{pair.condition}: {pair.in_words()}', markup=False, highlight=False)
-    if attempts:
-        console.print(
-            f'The simulator failed in {attempts} attempts; {len(summary.failures)} episodes are '
-            'without a judgement, and in no rate.',
-            highlight=False,
-        )
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    return Console()
-
-
-def _say(text: str) -> None:
-    """Print on stderr, beside the bar."""
-    from rich.console import Console
-
-    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
+        print_summary(summary, run.attempts, page)
+    if run.stopped:
+        say(f'vla-cache: stopped: {run.stopped}')
+    return STOPPED if run.stopped or summary.failures else 0

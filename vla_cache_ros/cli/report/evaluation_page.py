@@ -37,7 +37,7 @@ from vla_cache_ros.evaluation.summary import (
     summarise,
 )
 
-PAGE, CHARTS, VIDEOS = 'index.html', 'charts', 'videos'
+PAGE, CHARTS, VIDEOS = 'report.html', 'charts', 'videos'
 WORST_LISTED = 10
 """Episodes in the list of divergences."""
 
