@@ -15,7 +15,7 @@ from tests.cli.cli_fakes import FakeEnv, FakePolicies, FakePolicy
 from vla_cache_ros.core.errors import EvaluationError
 from vla_cache_ros.core.protocols import Policy
 from vla_cache_ros.evaluation.episode import EpisodeRow, EpisodeSpec
-from vla_cache_ros.evaluation.ray_crew import RayCrew
+from vla_cache_ros.evaluation.ray_crew import RayCrew, import_ray
 from vla_cache_ros.evaluation.runner import Job
 
 pytestmark = pytest.mark.slow
@@ -25,8 +25,7 @@ WORKERS = 2
 @pytest.fixture(scope='module', autouse=True)
 def cluster() -> Iterator[None]:
     """One Ray for all tests: starting one takes seconds."""
-    os.environ['RAY_USAGE_STATS_ENABLED'] = '0'
-    ray = pytest.importorskip('ray', reason='Ray is an extra: make setup-ray')
+    ray = import_ray()
     ray.init(
         num_cpus=WORKERS + 1,
         include_dashboard=False,
@@ -127,7 +126,7 @@ def run_and_kill(
 
 
 def test_a_worker_killed_in_mid_run_is_replaced_and_its_episode_is_run_again(
-    tmp_path: Path,
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     specs = grid(6)
     job = Job(FakePolicies(), SlowEnvs(tmp_path))
@@ -149,6 +148,7 @@ def test_a_worker_killed_in_mid_run_is_replaced_and_its_episode_is_run_again(
     assert crew.statistics.failures == 0
     assert len(crew.reruns) == 1
     assert 'the worker died' in crew.reruns[0]
+    assert capfd.readouterr().out == ''  # Ray reports deaths there unless told not to
 
 
 def test_a_policy_server_killed_in_mid_run_is_started_again_with_its_episodes(

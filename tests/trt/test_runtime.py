@@ -21,11 +21,13 @@ from tests.trt.tiny_engines import (
     torch_policy,
 )
 from vla_cache_models.attendance import one_row, resolve_attendance
+from vla_cache_models.batching import act_together
 from vla_cache_models.policy import make_policy
 from vla_cache_models.probe import AttentionProbe
 from vla_cache_models.vla import Vla
 from vla_cache_ros.core.errors import ConfigError, EngineError
 from vla_cache_ros.core.kv_cache import KVCache
+from vla_cache_ros.core.types import ActionChunk
 from vla_cache_trt.backends.common import BoundBuffers
 from vla_cache_trt.backends.torch_eager import TorchEngine
 from vla_cache_trt.graphs import model_graphs
@@ -242,3 +244,15 @@ def test_a_text_longer_than_the_engines_take_is_refused() -> None:
     probe = AttentionProbe(layout, RELEVANCE_LAYER)
     with pytest.raises(EngineError, match=f'{n - 1} tokens and decoder_1_3 takes 1 to 12'):
         decoder(x, torch.arange(n), resolve_attendance(layout), None, probe=probe)
+
+
+def test_sessions_on_engines_run_one_after_another_as_each_does_alone(oft: Vla) -> None:
+    reuse, engines = tiny_reuse(oft), engines_of(oft)
+    together, alone = ([engine_policy(oft, reuse, engines) for _ in range(2)] for _ in range(2))
+    sizes: list[int] = []
+    for frame in frames_of(oft, 3):
+        results = act_together(together, [frame, frame], sizes.append)
+        for result, policy in zip(results, alone, strict=True):
+            assert isinstance(result, ActionChunk)
+            assert np.array_equal(result.actions, policy.act(frame).actions)
+    assert sizes == [1] * 6

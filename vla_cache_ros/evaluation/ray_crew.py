@@ -99,7 +99,7 @@ class RayCrew:
         self._act_together = act_together
         self._gpus = gpus
         self._limits = limits
-        self._ray = _import_ray()
+        self._ray = import_ray()
         self.statistics: ServerStatistics | None = None
         self.reruns: list[str] = []
 
@@ -345,7 +345,7 @@ class _RayConnection:
     """See `PolicyConnection`."""
 
     def __init__(self, server: Any) -> None:
-        self._ray = _import_ray()
+        self._ray = import_ray()
         self._server = server
 
     def open(self, preset: str) -> SessionInfo:
@@ -382,7 +382,7 @@ class _RemotePolicies:
         return RemotePolicy(_RayConnection(self.server), preset)
 
 
-def _import_ray() -> Any:
+def import_ray() -> Any:
     """Ray, without telemetry, and without its messages, which go to stdout.
 
     Raises:
