@@ -128,7 +128,8 @@ def run_evaluate(
     with _terminable():
         run = _run(config, job, specs, crew, settings, fingerprints)
         if config.videos and config.divergence:
-            record_worst(config.out, run.rows, job, config.videos)
+            with working('playing the episodes again that diverged most'):
+                record_worst(config.out, run.rows, job, config.videos)
         page = write_evaluation_report(
             config.out, run.rows, run.settings, command=shlex.join(sys.argv), margin=config.margin
         )

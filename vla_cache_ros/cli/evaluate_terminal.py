@@ -1,6 +1,7 @@
 """What `vla-cache eval` shows on the terminal."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -111,3 +112,8 @@ def print_summary(summary: EvaluationSummary, attempts: int, page: Path) -> None
 def say(text: str) -> None:
     """Print on stderr, beside the bar."""
     Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def working(what: str) -> AbstractContextManager[object]:
+    """Show on stderr that something goes on whose length is not known."""
+    return Console(stderr=True).status(what)
