@@ -616,6 +616,57 @@ def engine_parity(result: Result) -> list[str]:
     ]
 
 
+def batching(result: Result) -> list[str]:
+    """Time per session and step of a batch against one by one, and what padding costs."""
+    columns = [
+        'preset',
+        'sessions',
+        'one by one, CPU ms',
+        'together',
+        'times faster',
+        'by the clock',
+        'forwards',
+        'recomputed alone',
+        'together',
+        'from dense alone',
+        'together',
+        'rounding',
+    ]
+    rows = [
+        [
+            preset,
+            str(case['sessions']),
+            f'{case["alone_cpu_ms"]["p50"]:.1f}',
+            f'{case["together_cpu_ms"]["p50"]:.1f}',
+            f'{case["cpu_speedup"]:.2f}',
+            f'{case["speedup"]:.2f}',
+            f'{case["forwards"]:.1f}',
+            f'{100 * case["recomputed_alone"]:.1f} %',
+            f'{100 * case["recomputed_together"]:.1f} %',
+            f'{case["divergence_alone"]:.4f}',
+            f'{case["divergence_together"]:.4f}',
+            f'{case["rounding_max"]:.0e}',
+        ]
+        for preset, cases in result['presets'].items()
+        for case in cases
+    ]
+    return [
+        '## Several sessions in one forward',
+        '',
+        *table(columns, rows),
+        '',
+        f'The small VLA, {result["frames"]} frames of each of {len(result["frames_from"])} '
+        f'recorded episodes, {result["threads"]} threads, load average {result["load_1min"]:.0f}; '
+        'median CPU time of a step per session. One session is the same computation both ways: '
+        'its ratios are noise. A batch holds steps whose plans recompute at most '
+        f'{result["work_spread"]} times the least of them, padded to equal counts: recomputed are '
+        'the token-layers alone and together. From dense: mean distance of the six motion axes '
+        "from the dense policy's actions. Rounding: greatest difference between a batch and the "
+        'same plans one by one.',
+        '',
+    ]
+
+
 RENDERERS: dict[str, Callable[[Result], list[str]]] = {
     'paired_success': paired_success,
     'paired_success_paper': paired_success,
@@ -628,6 +679,7 @@ RENDERERS: dict[str, Callable[[Result], list[str]]] = {
     'patch_compare': nested('Patch comparison and decision'),
     'middleware': nested('Middleware'),
     'attention_rules': attention_rules,
+    'batching': batching,
     'action_agreement': action_agreement,
     'action_agreement_openvla_oft': action_agreement,
     'action_agreement_cogact': action_agreement,

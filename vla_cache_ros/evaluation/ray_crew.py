@@ -455,7 +455,8 @@ def _check_address(address: str) -> None:
 def _no_cluster(address: str, why: str) -> ConfigError:
     return ConfigError(
         f'no Ray cluster answers at {address} ({why.strip().splitlines()[0]}); start one with '
-        f'`ray start --head --port 6379`, or take --ray {LOCAL}.'
+        f'`ray start --head --port 6379`, or take --ray {LOCAL}. A cluster that was started with '
+        'token authentication wants its token here, too.'
     )
 
 
