@@ -22,6 +22,7 @@ from vla_cache_ros.cli.evaluate_terminal import (
     print_plan,
     print_summary,
     say,
+    working,
 )
 from vla_cache_ros.cli.tasks import parse_indices, parse_tasks
 from vla_cache_ros.core.errors import ConfigError, EvaluationError
