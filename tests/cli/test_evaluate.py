@@ -158,6 +158,18 @@ def test_other_settings_are_refused_and_more_of_the_same_extends(tmp_path):
     }
 
 
+def test_the_worst_divergence_is_recorded_where_videos_are_asked_for(tmp_path, monkeypatch):
+    calls = []
+
+    def record(folder, rows, job, count):
+        calls.append((folder, len(rows), count))
+
+    monkeypatch.setattr('vla_cache_ros.cli.report.evaluation_videos.record_worst', record)
+    run(config(tmp_path, episodes=1, videos=2))
+    run(config(tmp_path, episodes=1, videos=0))
+    assert calls == [(tmp_path / 'out', 2, 2)]
+
+
 def test_a_dry_run_says_what_is_done_and_runs_nothing(tmp_path, capsys):
     dry = config(tmp_path, dry_run=True, json=True)
     assert run(dry, fault='broken') == 0
