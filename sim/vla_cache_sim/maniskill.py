@@ -17,6 +17,13 @@ import numpy as np
 from gymnasium import spaces
 
 from vla_cache_ros.core.errors import ConfigError, SimulatorError, UnknownNameError
+from vla_cache_sim.conditions import (
+    IMAGE_CONDITIONS,
+    UNDISTURBED,
+    episode_key,
+    find_condition,
+)
+from vla_cache_sim.image_disturbance import ImageDisturbance
 from vla_cache_sim.maniskill_assets import (
     ManiSkillTask,
     check_assets,
@@ -27,7 +34,7 @@ from vla_cache_sim.maniskill_robots import ROBOTS, Robot
 from vla_cache_sim.suites import find_suite
 from vla_cache_sim.vulkan import render_device
 
-RESET_OPTIONS = ('task', 'init_state')
+RESET_OPTIONS = ('task', 'init_state', 'condition')
 MAX_IMAGE_SIZE_PX = 2048
 
 
@@ -102,6 +109,8 @@ class ManiSkillEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         self._home: Any = None
         self._steps = 0
         self._init_state = 0
+        self._disturbance = ImageDisturbance(find_condition(UNDISTURBED), ())
+        self._condition = UNDISTURBED
 
         image = spaces.Box(0, 255, (*self.image_shape, 3), np.uint8)
         self.observation_space: spaces.Dict = spaces.Dict(
@@ -170,10 +179,11 @@ class ManiSkillEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
             seed: Seeds the choice of an initial state that is not given; nothing else is random.
             options: 'task': task index (default: the present one). 'init_state': episode id of
                 SIMPLER, or the seed of ManiSkill's own tasks (default: one of those that are
-                evaluated on, drawn at random).
+                evaluated on, drawn at random). 'condition': what disturbs the images, one of
+                `conditions.IMAGE_CONDITIONS` (default: nothing).
 
         Raises:
-            UnknownNameError: Unknown option, task or initial state.
+            UnknownNameError: Unknown option, task, initial state or condition.
             SimulatorError: ManiSkill, a driver or the task's files are missing.
         """
         self.start(seed=seed, options=options)
@@ -189,10 +199,13 @@ class ManiSkillEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         task_index = int(options.get('task', self._task_index))
         self._task, self._task_index = find_task(self.suite.name, task_index), task_index
         self._init_state = self._choose_init_state(options.get('init_state'))
+        condition = find_condition(options.get('condition', UNDISTURBED), IMAGE_CONDITIONS)
         if self._built_task != self._task:
             self._build()
         self._place()
         self._steps = 0
+        key = episode_key(seed or 0, task_index, self._init_state)
+        self._condition, self._disturbance = condition.name, ImageDisturbance(condition, key)
 
     def step(
         self, action: np.ndarray
@@ -228,8 +241,9 @@ class ManiSkillEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     def observe(self) -> dict[str, np.ndarray]:
         """Render the cameras and read the robot's state, without advancing the simulation."""
         rendered = self.domain._get_obs_sensor_data()
+        images = {camera: self._image(rendered, camera) for camera in self.cameras}
         return {
-            **{camera: self._image(rendered, camera) for camera in self.cameras},
+            **self._disturbance.apply(images, self._steps),
             **self.robot.proprioception(),
         }
 
@@ -315,6 +329,7 @@ class ManiSkillEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
             'instruction': self.instruction,
             'task': self.task,
             'init_state': self._init_state,
+            'condition': self._condition,
             'elapsed_steps': self._steps,
         }
 

@@ -168,6 +168,18 @@ class TestCubes:
         observed = cube_env.observe()
         assert all(np.array_equal(stepped[name], observed[name]) for name in stepped)
 
+    def test_a_condition_disturbs_the_images_of_its_own_episode_alone(self, cube_env):
+        def first(**options):
+            observation, info = cube_env.reset(seed=0, options={'init_state': 2, **options})
+            assert info['condition'] == options.get('condition', 'none')
+            return observation['agentview'].astype(int)
+
+        plain, noisy, again = first(), first(condition='noise'), first()
+        assert 0.5 < np.abs(noisy - plain).mean() < 5
+        assert np.array_equal(plain, again)
+        with pytest.raises(UnknownNameError, match='camera_shake.*valid: none, noise'):
+            first(condition='camera_shake')
+
     def test_an_episode_is_truncated_at_the_limit(self, cube_env):
         cube_env.start(options={'init_state': 0})
         cube_env._steps = cube_env.step_limit - 2
