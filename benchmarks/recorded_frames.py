@@ -13,11 +13,11 @@ import torch
 import tyro
 
 from vla_cache_ros.cli.checkpoints import CheckpointPolicies, find_checkpoint
-from vla_cache_ros.evaluation.episode import EpisodeSpec
 from vla_cache_ros.cli.progress import Progress
 from vla_cache_ros.cli.recording import load_observations, record_episode, recording_path
 from vla_cache_ros.cli.tasks import parse_indices, parse_tasks
 from vla_cache_ros.core.types import Observation
+from vla_cache_ros.evaluation.episode import EpisodeSpec
 from vla_cache_sim.suites import EVALUATION_STATES
 
 

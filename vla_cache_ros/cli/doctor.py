@@ -289,9 +289,37 @@ def check_simpler() -> Finding:
         name='SIMPLER',
         found=True,
         detail=f'ManiSkill {version}, draws on {device}; files of {tasks - len(lacking)} bridge '
-        f'tasks of {tasks}' + (f'; {lacking[0]}' if lacking else ''),
+        f'tasks of {tasks}' + (f'. {_get_them(lacking[0])}' if lacking else ''),
         needed_by=needed_by,
     )
+
+
+def _get_them(message: str) -> str:
+    """The end of a message about missing files: the command, without their list."""
+    return message[message.index('Get them with') :]
+
+
+def check_published() -> Finding:
+    """LIBERO in its published versions, in a Python environment of its own."""
+    from vla_cache_sim.published import versions
+
+    name, needed_by = 'LIBERO as published', ('eval --stack published',)
+    try:
+        found = versions()
+    except VlaCacheError as error:
+        return Finding(name, False, str(error), needed_by, 'make setup-published')
+    return Finding(name, True, ', '.join(' '.join(item) for item in found.items()), needed_by)
+
+
+def check_serve() -> Finding:
+    """The packages that serve the policy over the network."""
+    modules = ('starlette', 'uvicorn', 'websockets', 'msgpack')
+    return _check_modules('Serving', modules, ('serve',), install_command('serve'))
+
+
+def check_ray() -> Finding:
+    """Ray, for evaluations on a cluster."""
+    return _check_modules('Ray', ('ray',), ('eval --ray',), install_command('ray'))
 
 
 def check_weights() -> Finding:
@@ -372,6 +400,9 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
     check_libero,
     check_rendering,
     check_simpler,
+    check_published,
+    check_serve,
+    check_ray,
     check_weights,
     check_report,
     check_dataset,
