@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -136,23 +136,30 @@ def check_assets(task: ManiSkillTask) -> None:
     Raises:
         SimulatorError: Some are missing; the message names them and the commands that get them.
     """
+    if missing := missing_assets(task):
+        files = ', '.join(str(path) for paths in missing.values() for path in paths)
+        raise SimulatorError(
+            f'{task.env_id} lacks files below {asset_folder()}: {files}. Get them with: '
+            f'{download_command(missing)} (or set MS_ASSET_DIR to the folder whose subfolder '
+            'data/ holds them)'
+        )
+
+
+def missing_assets(task: ManiSkillTask) -> dict[str, list[Path]]:
+    """ManiSkill's name of a download -> the files of it that a task needs and that are missing."""
     if task.scene is None:
-        return
+        return {}
     missing = {
         'bridge_v2_real2sim': list(_missing_scene_files(task, task.scene)),
         'widowx250s': list(_missing([Path('robots', 'widowx', 'wx250s.urdf')])),
     }
-    if not any(missing.values()):
-        return
-    files = ', '.join(str(path) for paths in missing.values() for path in paths)
-    commands = ' && '.join(
-        f'{sys.executable} -m mani_skill.utils.download_asset {name} -y'
-        for name, paths in missing.items()
-        if paths
-    )
-    raise SimulatorError(
-        f'{task.env_id} lacks files below {asset_folder()}: {files}. Get them with: {commands} '
-        '(or set MS_ASSET_DIR to the folder whose subfolder data/ holds them)'
+    return {name: paths for name, paths in missing.items() if paths}
+
+
+def download_command(names: Iterable[str]) -> str:
+    """The command that gets downloads by ManiSkill's names for them."""
+    return ' && '.join(
+        f'{sys.executable} -m mani_skill.utils.download_asset {name} -y' for name in names
     )
 
 

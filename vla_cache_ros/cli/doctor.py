@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from vla_cache_ros import __version__
@@ -271,32 +272,20 @@ def check_simpler() -> Finding:
     if importlib.util.find_spec('mani_skill') is None:
         command = install_command('simpler')
         return Finding('SIMPLER', False, 'ManiSkill is not installed', needed_by, command)
-    from vla_cache_sim.maniskill_assets import TASKS, check_assets
+    from vla_cache_sim.maniskill_assets import TASKS, download_command, missing_assets
     from vla_cache_sim.vulkan import install_command as driver_command
 
     device, failure = _run_probe(SIMPLER_PROBE)
     if failure:
         return Finding('SIMPLER', False, failure, needed_by, driver_command())
-    lacking: list[str] = []
-    for task in TASKS['simpler_bridge']:
-        try:
-            check_assets(task)
-        except VlaCacheError as error:
-            lacking.append(str(error))
-    tasks = len(TASKS['simpler_bridge'])
+    bridge = TASKS['simpler_bridge']
+    lacking = [missing for task in bridge if (missing := missing_assets(task))]
+    detail = f'draws on {device}; files of {len(bridge) - len(lacking)} bridge tasks of '
+    detail += str(len(bridge))
+    if lacking:
+        detail += f'; the others: {download_command(dict.fromkeys(chain(*lacking)))}'
     version = importlib.metadata.version('mani-skill')
-    return Finding(
-        name='SIMPLER',
-        found=True,
-        detail=f'ManiSkill {version}, draws on {device}; files of {tasks - len(lacking)} bridge '
-        f'tasks of {tasks}' + (f'. {_get_them(lacking[0])}' if lacking else ''),
-        needed_by=needed_by,
-    )
-
-
-def _get_them(message: str) -> str:
-    """The end of a message about missing files: the command, without their list."""
-    return message[message.index('Get them with') :]
+    return Finding('SIMPLER', True, f'ManiSkill {version}, {detail}', needed_by)
 
 
 def check_published() -> Finding:
