@@ -458,6 +458,17 @@ class _NoForward:
         return getattr(self._sim, name)
 
 
+def check_task(suite: str, task: int) -> None:
+    """Make sure, without building anything, that a task can be built.
+
+    Raises:
+        UnknownNameError: There is no such suite or task.
+        SimulatorError: LIBERO, its renderer or files of the task are missing; the message says
+            how to get them.
+    """
+    load_init_states(find_task(suite, task))
+
+
 def make_env(
     suite: str,
     task: int = 0,

@@ -334,6 +334,17 @@ class ManiSkillEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         }
 
 
+def check_task(suite: str, task: int) -> None:
+    """Make sure, without building anything, that a task can be built.
+
+    Raises:
+        UnknownNameError: There is no such suite or task.
+        SimulatorError: ManiSkill or files of the task are missing; the message says how to get
+            them.
+    """
+    check_assets(find_task(suite, task))
+
+
 def make_env(
     suite: str,
     task: int = 0,

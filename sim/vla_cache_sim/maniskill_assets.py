@@ -131,11 +131,12 @@ def asset_folder() -> Path:
 
 
 def check_assets(task: ManiSkillTask) -> None:
-    """Make sure of a task's files.
+    """Make sure of ManiSkill and of a task's files; imports nothing.
 
     Raises:
         SimulatorError: Some are missing; the message names them and the commands that get them.
     """
+    _check_installed()
     if missing := missing_assets(task):
         files = ', '.join(str(path) for paths in missing.values() for path in paths)
         raise SimulatorError(
@@ -171,14 +172,18 @@ def prepare_import() -> None:
         SimulatorError: ManiSkill or a Vulkan driver is missing; the message holds the command
             that gets it.
     """
-    if importlib.util.find_spec('mani_skill') is None:
-        raise SimulatorError(f'ManiSkill is not installed; get it with: {INSTALL_COMMAND}')
+    _check_installed()
     prepare_driver()
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # SAPIEN's own copy of Vulkan's loader will do
         importlib.import_module('mani_skill.envs')
     # Every build of an environment would warn of ManiSkill's own settings.
     logging.getLogger('mani_skill ').setLevel(logging.ERROR)
+
+
+def _check_installed() -> None:
+    if importlib.util.find_spec('mani_skill') is None:
+        raise SimulatorError(f'ManiSkill is not installed; get it with: {INSTALL_COMMAND}')
 
 
 def _missing_scene_files(task: ManiSkillTask, scene: BridgeScene) -> Iterator[Path]:

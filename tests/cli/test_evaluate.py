@@ -272,3 +272,12 @@ def _is_alive(pid: int) -> bool:
     with contextlib.suppress(FileNotFoundError):
         return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
     return False
+
+
+@pytest.mark.simpler
+def test_missing_files_of_a_simulator_are_said_before_anything_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('MS_ASSET_DIR', str(tmp_path))
+    out = tmp_path / 'out'
+    assert main(['eval', 'simpler_bridge/0', '--episodes', '1', '--out', str(out)]) == USAGE_ERROR
+    assert 'download_asset bridge_v2_real2sim -y' in capsys.readouterr().err
+    assert not out.exists()

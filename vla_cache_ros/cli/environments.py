@@ -8,6 +8,7 @@ from typing import Any
 
 from vla_cache_ros.core.errors import UnknownNameError
 from vla_cache_ros.evaluation.environment import Environment, EnvironmentFactory
+from vla_cache_ros.evaluation.episode import TaskName
 
 STACKS = ('current', 'published')
 """Versions of the simulators: this environment's own, or those that papers' figures come from."""
@@ -51,6 +52,22 @@ def make_libero(suite: str, task: int, image_size_px: int) -> Environment:
     from vla_cache_sim.libero import make_env
 
     return make_env(suite, task, image_size_px=image_size_px)
+
+
+def check_simulators(names: Iterable[TaskName], stack: str = STACKS[0]) -> None:
+    """Make sure that every task can be built, before hours are spent.
+
+    Simulators in a Python environment of their own say what they lack when they are asked for
+    their versions.
+
+    Raises:
+        SimulatorError: A simulator or files of a task are missing; the message holds the command
+            that gets them.
+    """
+    for name in names:
+        check = getattr(_module(name.suite, stack), 'check_task', None)
+        if check is not None:
+            check(name.suite, name.task)
 
 
 def simulator_versions(suites: Iterable[str], stack: str = STACKS[0]) -> dict[str, str]:

@@ -15,7 +15,11 @@ from tyro.conf import Positional
 
 from vla_cache_ros import __version__
 from vla_cache_ros.cli.checkpoints import CheckpointPolicies, PolicyOptions
-from vla_cache_ros.cli.environments import environment_factory, simulator_versions
+from vla_cache_ros.cli.environments import (
+    check_simulators,
+    environment_factory,
+    simulator_versions,
+)
 from vla_cache_ros.cli.evaluate_terminal import (
     EpisodeProgress,
     plan_of,
@@ -107,6 +111,7 @@ def run_evaluate(
     Raises:
         ConfigError: An option is out of its range, or the folder holds other settings.
         KeyboardInterrupt: SIGINT or SIGTERM; the finished episodes are stored.
+        SimulatorError: A simulator or its files are missing.
         UnknownNameError: There is no such task, arm, condition, backend or stack.
     """
     specs = episode_grid(config)
@@ -114,6 +119,8 @@ def run_evaluate(
     simulators = environment_factory(config.stack)
     presets = list(dict.fromkeys(parse_arm(spec.arm).preset for spec in specs))
     settings = describe_run(config, specs)
+    if make_env is None:
+        check_simulators(dict.fromkeys(spec.name for spec in specs), config.stack)
     if make_policy is None:
         make_policy, weights = _load_policies(config, presets)
         settings |= weights
