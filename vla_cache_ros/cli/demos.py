@@ -11,7 +11,12 @@ from vla_cache_ros.cli.progress import Progress
 from vla_cache_ros.cli.tasks import parse_tasks
 
 if TYPE_CHECKING:
-    from vla_cache_sim.demonstrations import Outcome, RecordingConfig, RecordingResult, Tally
+    from vla_cache_sim.demonstrations.recorder import (
+        Outcome,
+        RecordingConfig,
+        RecordingResult,
+        Tally,
+    )
 
 Tallies = Mapping[tuple[str, int], 'Tally']
 
@@ -52,7 +57,8 @@ def run_demos(config: DemosConfig) -> int:
         DatasetError: The folder holds another kind of dataset.
         SimulatorError: LIBERO is not installed, or a process died.
     """
-    from vla_cache_sim.demonstrations import NoiseConfig, RecordingConfig, record_demonstrations
+    from vla_cache_sim.demonstrations.drivers import NoiseConfig
+    from vla_cache_sim.demonstrations.recorder import RecordingConfig, record_demonstrations
 
     recording = RecordingConfig(
         output=config.output,
@@ -81,7 +87,7 @@ def run_demos(config: DemosConfig) -> int:
 
 def _episodes_wanted(recording: 'RecordingConfig') -> int:
     """Episodes that the folder lacks."""
-    from vla_cache_sim.demonstrations import count_stored
+    from vla_cache_sim.demonstrations.recorder import count_stored
 
     return sum(
         max(recording.episodes_per_task - stored, 0) for stored in count_stored(recording).values()

@@ -227,7 +227,7 @@ def _dagger_tasks(config: TrainConfig) -> tuple[tuple[str, int], ...]:
 
 def _record_dagger(config: TrainConfig, tasks: tuple[tuple[str, int], ...]) -> None:
     """Wait for the first checkpoint worth driving with, then record."""
-    from vla_cache_sim.demonstrations import RecordingConfig, record_demonstrations
+    from vla_cache_sim.demonstrations.recorder import RecordingConfig, record_demonstrations
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -294,7 +294,7 @@ class _FollowingDriver:
     def begin(self, rng: np.random.Generator) -> None:
         """Load the newest policy and begin an episode."""
         from vla_cache_models.policy import load_policy
-        from vla_cache_sim.demonstrations import DaggerDriver
+        from vla_cache_sim.demonstrations.drivers import DaggerDriver
 
         changed_ns = self._weights.stat().st_mtime_ns
         if changed_ns != self._loaded_ns:
@@ -306,5 +306,5 @@ class _FollowingDriver:
     def drive(
         self, label: NDArray[np.float32], observe: Callable[[], Observation]
     ) -> tuple[NDArray[np.float32], bool]:
-        """See `vla_cache_sim.demonstrations.Driver`."""
+        """See `vla_cache_sim.demonstrations.drivers.Driver`."""
         return self._driver.drive(label, observe)
