@@ -15,17 +15,15 @@ from vla_cache_ros.core.errors import ConfigError, ObservationError, UnknownName
 from vla_cache_ros.core.protocols import Policy
 from vla_cache_ros.core.types import ActionChunk, Observation, Proprioception
 from vla_cache_ros.evaluation.episode import EpisodeSpec
-from vla_cache_ros.evaluation.policy_server import (
+from vla_cache_ros.evaluation.policy_messages import (
     Failure,
-    PolicyServer,
     PolicyServerBusyError,
     PolicyServerError,
-    RemotePolicy,
-    ServerLimits,
     SessionLostError,
-    act_one_by_one,
     unpack,
 )
+from vla_cache_ros.evaluation.policy_server import PolicyServer, ServerLimits, act_one_by_one
+from vla_cache_ros.evaluation.remote_policy import RemotePolicy
 from vla_cache_ros.evaluation.runner import EpisodeRunner, Job
 
 PATIENT = ServerLimits(max_wait_ms=10_000.0)

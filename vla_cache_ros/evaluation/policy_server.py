@@ -13,7 +13,6 @@ one. What a transport carries is a value or a `Failure`.
 import contextlib
 import threading
 import time
-import traceback
 import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -23,31 +22,21 @@ from typing import Any, Protocol
 
 from vla_cache_ros.core.errors import (
     ConfigError,
-    InstructionError,
-    ObservationError,
-    VlaCacheError,
 )
-from vla_cache_ros.core.layout import TokenLayout
 from vla_cache_ros.core.protocols import Policy
 from vla_cache_ros.core.types import ActionChunk, Observation
 from vla_cache_ros.evaluation.environment import PolicyFactory
+from vla_cache_ros.evaluation.policy_messages import (
+    PolicyServerBusyError,
+    PolicyServerError,
+    SessionInfo,
+    SessionLostError,
+)
 from vla_cache_ros.evaluation.rollout import default_execute_steps
 from vla_cache_ros.evaluation.statistics import Quantiles, quantiles
 
 WINDOW = 10_000
 """Requests over which the times' quantiles are taken."""
-
-
-class PolicyServerError(VlaCacheError):
-    """The policy server did not answer a request."""
-
-
-class PolicyServerBusyError(PolicyServerError):
-    """The server has as much to do as it takes on; the same request may succeed later."""
-
-
-class SessionLostError(PolicyServerError):
-    """The session, and with it the episode's cache, is gone; the episode must be run again."""
 
 
 class ActTogether(Protocol):
@@ -107,18 +96,6 @@ class ServerLimits:
         for name, value in vars(self).items():
             if not value > 0 and not (name == 'max_wait_ms' and value == 0):
                 raise ConfigError(f'{name} is {value}; valid: greater than 0.')
-
-
-@dataclass(frozen=True)
-class SessionInfo:
-    """What a client needs to know of its session's policy; see core.protocols.Policy."""
-
-    session: str
-    chunk_size: int
-    camera_names: tuple[str, ...]
-    image_size_px: int
-    layout: TokenLayout
-    execute_steps: int
 
 
 @dataclass(frozen=True)
@@ -388,160 +365,3 @@ class PolicyServer:
                     'use fewer simulators per server, or raise deadline_s.'
                 )
             )
-
-
-class PolicyConnection(Protocol):
-    """A client's way to a server; `PolicyServer` is one within a process."""
-
-    def open(self, preset: str) -> SessionInfo:
-        """Start a session."""
-        ...
-
-    def reset(self, session: str, reason: str = 'reset') -> None:
-        """Start the session's next episode."""
-        ...
-
-    def act(self, session: str, observation: Observation) -> ActionChunk:
-        """Compute the session's next chunk."""
-        ...
-
-    def close(self, session: str) -> None:
-        """End the session."""
-        ...
-
-
-class RemotePolicy:
-    """A session of a policy server behind core.protocols.Policy."""
-
-    def __init__(
-        self,
-        connection: PolicyConnection,
-        preset: str,
-        *,
-        patience_s: float = 120.0,
-        retry_s: float = 0.1,
-    ) -> None:
-        """Open a session.
-
-        Args:
-            connection: The way to the server.
-            preset: Reuse preset.
-            patience_s: How long to go on asking a server that is busy.
-            retry_s: Pause between two attempts.
-        """
-        self._connection = connection
-        self._preset = preset
-        self._patience_s = patience_s
-        self._retry_s = retry_s
-        self._info = self._insist(lambda: connection.open(preset))
-
-    @property
-    def chunk_size(self) -> int:
-        """T, actions per chunk."""
-        return self._info.chunk_size
-
-    @property
-    def camera_names(self) -> tuple[str, ...]:
-        """The cameras that an observation must hold."""
-        return self._info.camera_names
-
-    @property
-    def image_size_px(self) -> int:
-        """Side of the camera images that the training data had."""
-        return self._info.image_size_px
-
-    @property
-    def layout(self) -> TokenLayout:
-        """The model's token layout before there is an instruction."""
-        return self._info.layout
-
-    @property
-    def execute_steps(self) -> int:
-        """Actions of each chunk to execute before the next refresh."""
-        return self._info.execute_steps
-
-    def reset(self, reason: str = 'reset') -> None:
-        """Start an episode; where the session is gone, in a new one."""
-        try:
-            self._connection.reset(self._info.session, reason)
-        except SessionLostError:
-            self._info = self._insist(lambda: self._connection.open(self._preset))
-
-    def act(self, observation: Observation) -> ActionChunk:
-        """Compute the next chunk.
-
-        Raises:
-            SessionLostError: The episode's cache is gone.
-            PolicyServerBusyError: The server stayed busy.
-            VlaCacheError: What the policy raised.
-        """
-        return self._insist(lambda: self._connection.act(self._info.session, observation))
-
-    def close(self) -> None:
-        """End the session."""
-        self._connection.close(self._info.session)
-
-    def _insist(self, call: Callable[[], Any]) -> Any:
-        """Ask again while the server is busy."""
-        until = time.monotonic() + self._patience_s
-        while True:
-            try:
-                return call()
-            except PolicyServerBusyError:
-                if time.monotonic() > until:
-                    raise
-                time.sleep(self._retry_s)
-
-
-@dataclass(frozen=True)
-class Failure:
-    """What was raised, as a transport carries it: exceptions need not survive pickling.
-
-    Attributes:
-        kind: The error's class name where a client tells it apart, else 'VlaCacheError', or
-            'bug' for anything that was not raised on purpose.
-        message: Its text; of a bug the traceback.
-    """
-
-    kind: str
-    message: str
-
-    @classmethod
-    def of(cls, error: BaseException) -> 'Failure':
-        """Describe an exception."""
-        if not isinstance(error, VlaCacheError):
-            return cls('bug', ''.join(traceback.format_exception(error)))
-        name = type(error).__name__
-        return cls(name if name in _KINDS else 'VlaCacheError', str(error))
-
-    def exception(self) -> Exception:
-        """The exception to raise on the client's side."""
-        if self.kind == 'bug':
-            return RuntimeError(f'the policy failed on its server:\n{self.message}')
-        return _KINDS[self.kind](self.message)
-
-
-_KINDS: dict[str, type[VlaCacheError]] = {
-    kind.__name__: kind
-    for kind in (
-        VlaCacheError,
-        ConfigError,
-        ObservationError,
-        InstructionError,
-        PolicyServerError,
-        PolicyServerBusyError,
-        SessionLostError,
-    )
-}
-
-
-def unpack(reply: Any) -> Any:
-    """A transported reply's value.
-
-    Raises:
-        VlaCacheError: The reply is a failure that was raised on purpose.
-        RuntimeError: The reply is any other failure.
-    """
-    if isinstance(reply, Failure):
-        raise reply.exception()
-    return reply

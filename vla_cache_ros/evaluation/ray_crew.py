@@ -24,19 +24,21 @@ from vla_cache_ros.core.types import ActionChunk, Observation
 from vla_cache_ros.evaluation.crew import STEP_TIMEOUT_S, Refusal, judge
 from vla_cache_ros.evaluation.environment import PolicyFactory
 from vla_cache_ros.evaluation.episode import EpisodeRow, EpisodeSpec
-from vla_cache_ros.evaluation.policy_server import (
-    ActTogether,
+from vla_cache_ros.evaluation.policy_messages import (
     Failure,
-    PolicyServer,
     PolicyServerBusyError,
-    RemotePolicy,
-    ServerLimits,
-    ServerStatistics,
     SessionInfo,
     SessionLostError,
-    act_one_by_one,
     unpack,
 )
+from vla_cache_ros.evaluation.policy_server import (
+    ActTogether,
+    PolicyServer,
+    ServerLimits,
+    ServerStatistics,
+    act_one_by_one,
+)
+from vla_cache_ros.evaluation.remote_policy import RemotePolicy
 from vla_cache_ros.evaluation.runner import EpisodeRunner, Job, failed_row
 
 LOCAL = 'local'
