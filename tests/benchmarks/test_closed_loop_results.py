@@ -56,6 +56,7 @@ def test_baselines_say_how_fewer_refreshes_were_chosen(benchmark_module, chunk_s
     rows = make_rows(arms=('off', 'safe', 'random', 'off@6'), tasks=2)
     result = {
         **{'image': 'baselines.png', 'equal_to': 'safe', 'workers': 1, 'backend': 'torch'},
+        'divergence': False,
         **{'machine': MACHINE, 'summary': plain(summarise(rows))},
         'open_loop': {
             **{'executed': 4, 'share': 2 / 3, 'equal': 6.0},
@@ -115,3 +116,16 @@ def test_times_of_finished_episodes_are_read_from_the_store(benchmark_module, tm
     assert len(stamps) == 4
     assert stamps == sorted(stamps)
     assert stamps[-1] - stamps[0] < 60
+
+
+def test_a_run_shows_its_divergence_or_its_times_never_both(benchmark_module):
+    tables = benchmark_module('evaluation_tables')
+    summary = plain(summarise(make_rows(arms=('off', 'safe'))))
+    heads = {
+        divergence: tables.work_table({'divergence': divergence, 'summary': summary})[0]
+        for divergence in (True, False)
+    }
+    assert 'gripper flips' in heads[True]
+    assert 'ms' not in heads[True]
+    assert 'policy per control step, ms' in heads[False]
+    assert 'flips' not in heads[False]
