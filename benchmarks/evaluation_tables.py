@@ -24,7 +24,7 @@ def paired_success(result: Result) -> list[str]:
     """Success of every arm against the dense one, with the work that reuse saves."""
     summary = result['summary']
     return [
-        '## Success, dense against cached, on the same initial states',
+        _heading(summary),
         '',
         *paired_table(summary),
         '',
@@ -48,13 +48,18 @@ def paired_success_brief(result: Result) -> list[str]:
     """The README's part of `paired_success`."""
     summary = result['summary']
     return [
-        '## Success, dense against cached, on the same initial states',
+        _heading(summary),
         '',
         *paired_table(summary),
         '',
         *work_table(result),
         '',
     ]
+
+
+def _heading(summary: Result) -> str:
+    arms = dict.fromkeys(arm['arm'] for arm in summary['arms'] if arm['arm'] != DENSE)
+    return f'## Success on the same initial states, dense against {", ".join(arms)}'
 
 
 def paired_table(summary: Result) -> list[str]:

@@ -34,50 +34,6 @@ SATURATED = 0.9
 """Mean magnitude of action components in [-1, 1] above which most of them lie at an end."""
 
 
-def paired_success(result: Result) -> list[str]:
-    """Success of cached arms against the dense one; results of one cached arm have no summary."""
-    if 'summary' in result:
-        return evaluation_tables.paired_success(result)
-    return _paired_success_of_one_arm(result)
-
-
-def paired_success_brief(result: Result) -> list[str]:
-    """The README's part of `paired_success`."""
-    if 'summary' in result:
-        return evaluation_tables.paired_success_brief(result)
-    return _paired_success_of_one_arm(result)
-
-
-def _paired_success_of_one_arm(result: Result) -> list[str]:
-    """Success of both arms, per task and together, with the paired comparison."""
-    rows = [
-        [task, _rate(arms['dense']), _rate(arms['cached']), _percent(arms['cached'])]
-        for task, arms in result['tasks'].items()
-    ]
-    rows.append(
-        ['**all**', _rate(result['dense']), _rate(result['cached']), _percent(result['cached'])]
-    )
-    lines = [
-        f'## Success, dense against cached ({result["cache"]})',
-        '',
-        *table(['task', 'dense', f'cached ({result["cache"]})', 'token-layers recomputed'], rows),
-        '',
-    ]
-    comparison = result['comparison']
-    if comparison is not None:
-        lines += [
-            f'{result["pairs"]} pairs on the same official initial states: cached minus dense '
-            f'{100 * comparison["difference"]:+.1f} points '
-            f'[{100 * comparison["low"]:+.1f}, {100 * comparison["high"]:+.1f}] (bootstrap over '
-            f'pairs), exact McNemar p = {comparison["p_value"]:.2g}; only dense succeeded in '
-            f'{comparison["only_first"]}, only cached in {comparison["only_second"]}.',
-            '',
-        ]
-    if result['simulator_errors']:
-        lines += [f'{result["simulator_errors"]} pairs failed in the simulator: not counted.', '']
-    return lines
-
-
 def step_latency(result: Result) -> list[str]:
     """Stages of a policy step, dense against cached, on the same frames."""
     dense, cached = result['stage_ms']['dense'], result['stage_ms']['cached']
@@ -668,8 +624,8 @@ def batching(result: Result) -> list[str]:
 
 
 RENDERERS: dict[str, Callable[[Result], list[str]]] = {
-    'paired_success': paired_success,
-    'paired_success_paper': paired_success,
+    'paired_success': evaluation_tables.paired_success,
+    'paired_success_paper': evaluation_tables.paired_success,
     'baselines': evaluation_tables.baselines,
     'robustness': evaluation_tables.robustness,
     'harness_throughput': evaluation_tables.harness_throughput,
@@ -702,7 +658,7 @@ DEFAULT_COMMANDS = {
     for name in ('patch_compare', 'middleware')
 }
 README_SECTIONS: dict[str, Callable[[Result], list[str]]] = {
-    'paired_success': paired_success_brief,
+    'paired_success': evaluation_tables.paired_success_brief,
     'step_latency_safe': step_latency,
     'demo': demo,
     'engine_step_oft_300m': engine_step_brief,
@@ -773,21 +729,6 @@ def _provenance(command: str, machine: Mapping[str, Any]) -> list[str]:
     described = ', '.join(f'{key} {value}' for key, value in machine.items())
     lines = [f'`{command}`  '] if command else []
     return [*lines, f'Machine: {described}.' if described else '', '']
-
-
-def _rate(arm: Mapping[str, Any]) -> str:
-    if not arm['trials']:
-        return '-'
-    share = 100 * arm['successes'] / arm['trials']
-    return (
-        f'{arm["successes"]}/{arm["trials"]} = {share:.0f} % '
-        f'[{100 * arm["low"]:.0f}, {100 * arm["high"]:.0f}]'
-    )
-
-
-def _percent(arm: Mapping[str, Any]) -> str:
-    ratio = arm['recompute_ratio']
-    return '-' if ratio is None else f'{ratio:.0%}'
 
 
 def _times(dense: float, cached: float) -> tuple[str, str, str]:

@@ -102,7 +102,7 @@ def closed_loop_result(rows, margin=0.01):
 def test_paired_success_states_every_arm_with_its_claim(make_tables):
     rows = make_rows(arms=('off', 'safe', 'paper'), tasks=2, init_states=30)
     result = json.loads(json.dumps(closed_loop_result(rows)))
-    text = '\n'.join(make_tables.paired_success(result))
+    text = '\n'.join(make_tables.evaluation_tables.paired_success(result))
     dense, safe, paper = (arm['success'] for arm in result['summary']['arms'])
     assert f'| `off` | {dense["successes"]}/60 = ' in text
     for pair in result['summary']['paired']:
@@ -113,7 +113,7 @@ def test_paired_success_states_every_arm_with_its_claim(make_tables):
     assert '| libero_object/1 |' in text
     assert '| `off` | 0.0 % | 100.0 % |' in text
     assert '| `safe` | 5' in text  # vision_ratio 0.4 to 0.5, keyframes dense
-    brief = '\n'.join(make_tables.paired_success_brief(result))
+    brief = '\n'.join(make_tables.evaluation_tables.paired_success_brief(result))
     assert '| libero_object/1 |' not in brief
 
 
