@@ -14,7 +14,7 @@ def test_demo_plays_every_state_twice_over_the_graph(tmp_path, capfd):
     config = DemoConfig(init_states='1-2', out=tmp_path / 'report')
     assert run_demo(config, FakePolicies(), FakeEnvs()) == 0
     metrics = json.loads((tmp_path / 'report' / 'metrics.json').read_text())
-    played = [(row['init_state'], row['cache']) for row in metrics['episodes']]
+    played = [(row['init_state'], row['arm']) for row in metrics['episodes']]
     assert played == [(1, 'off'), (1, 'safe'), (2, 'off'), (2, 'safe')]
     for row in metrics['episodes']:
         assert row['outcome'] == 'success'
