@@ -27,6 +27,7 @@ def cluster() -> Iterator[None]:
     """One Ray for all tests: starting one takes seconds."""
     ray = import_ray()
     ray.init(
+        address='local',  # whatever cluster this machine may belong to
         num_cpus=WORKERS + 1,
         include_dashboard=False,
         log_to_driver=False,
