@@ -20,6 +20,7 @@ import numpy as np
 from gymnasium import spaces
 
 from vla_cache_ros.core.errors import ConfigError, SimulatorError, UnknownNameError
+from vla_cache_sim.checks import check_action, check_reset_options, check_view
 from vla_cache_sim.conditions import UNDISTURBED, Condition, episode_key, find_condition
 from vla_cache_sim.image_disturbance import ImageDisturbance
 from vla_cache_sim.libero_assets import LiberoTask, find_task, load_init_states, prepare_import
@@ -42,7 +43,6 @@ NULL_ACTION = np.array([0, 0, 0, 0, 0, 0, -1], dtype=np.float32)
 """No motion, gripper open."""
 
 RESET_OPTIONS = ('task', 'init_state', 'spread', 'condition')
-MAX_IMAGE_SIZE_PX = 2048
 _PLACEMENT_ATTEMPTS = 50
 
 
@@ -98,17 +98,8 @@ class LiberoEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
             SimulatorError: LIBERO or the rendering library is not installed.
         """
         self.suite = find_suite(suite, 'libero')
-        for camera in cameras:
-            if camera not in CAMERAS:
-                raise UnknownNameError('camera', camera, CAMERAS)
-        if not cameras or len(set(cameras)) != len(cameras):
-            raise ConfigError(f'cameras must name each camera once and at least one: {cameras!r}')
-        if not 16 <= image_size_px <= MAX_IMAGE_SIZE_PX:
-            raise ConfigError(
-                f'image_size_px must lie in 16..{MAX_IMAGE_SIZE_PX}, not {image_size_px}'
-            )
-        if render_mode not in (None, *self.metadata['render_modes']):
-            raise UnknownNameError('render mode', render_mode, self.metadata['render_modes'])
+        modes = self.metadata['render_modes']
+        check_view(cameras, CAMERAS, image_size_px, render_mode, modes)
         self.render_mode = render_mode
         self.image_size_px = image_size_px
         self.cameras = tuple(cameras)
@@ -191,9 +182,7 @@ class LiberoEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         """`reset` without rendering; arguments and errors are the same."""
         super().reset(seed=seed)
         options = dict(options or {})
-        for option in options:
-            if option not in RESET_OPTIONS:
-                raise UnknownNameError('reset option', option, RESET_OPTIONS)
+        check_reset_options(options, RESET_OPTIONS)
         condition = find_condition(options.get('condition', UNDISTURBED))
         self._condition = UNDISTURBED
         self._scene_disturbance = self._image_disturbance = None
@@ -231,9 +220,7 @@ class LiberoEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         Raises:
             ConfigError: Wrong shape or a value that is not finite, or there was no reset yet.
         """
-        action = np.asarray(action, dtype=np.float64)
-        if action.shape != (7,) or not np.isfinite(action).all():
-            raise ConfigError(f'an action is 7 finite numbers in [-1, 1]; got {action!r}')
+        action = check_action(action, ' in [-1, 1]')
         if self._domain is None:
             raise ConfigError('the environment holds no scene yet; call reset() first')
         self._simulate(np.clip(action, -1.0, 1.0))

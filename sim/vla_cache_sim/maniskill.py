@@ -17,6 +17,7 @@ import numpy as np
 from gymnasium import spaces
 
 from vla_cache_ros.core.errors import ConfigError, SimulatorError, UnknownNameError
+from vla_cache_sim.checks import check_action, check_reset_options, check_view
 from vla_cache_sim.conditions import (
     IMAGE_CONDITIONS,
     UNDISTURBED,
@@ -35,7 +36,6 @@ from vla_cache_sim.suites import find_suite
 from vla_cache_sim.vulkan import render_device
 
 RESET_OPTIONS = ('task', 'init_state', 'condition')
-MAX_IMAGE_SIZE_PX = 2048
 
 
 class ManiSkillEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
@@ -86,17 +86,8 @@ class ManiSkillEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         self.suite = find_suite(suite, 'maniskill')
         self._robot_class = ROBOTS[self.suite.name]
         cameras = tuple(self._robot_class.cameras if cameras is None else cameras)
-        for camera in cameras:
-            if camera not in self._robot_class.cameras:
-                raise UnknownNameError('camera', camera, self._robot_class.cameras)
-        if not cameras or len(set(cameras)) != len(cameras):
-            raise ConfigError(f'cameras must name each camera once and at least one: {cameras!r}')
-        if not 16 <= image_size_px <= MAX_IMAGE_SIZE_PX:
-            raise ConfigError(
-                f'image_size_px must lie in 16..{MAX_IMAGE_SIZE_PX}, not {image_size_px}'
-            )
-        if render_mode not in (None, *self.metadata['render_modes']):
-            raise UnknownNameError('render mode', render_mode, self.metadata['render_modes'])
+        modes = self.metadata['render_modes']
+        check_view(cameras, self._robot_class.cameras, image_size_px, render_mode, modes)
         self.render_mode = render_mode
         self.cameras = cameras
         published_shape = self._robot_class.image_shape
@@ -193,9 +184,7 @@ class ManiSkillEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         """`reset` without observing; arguments and errors are the same."""
         super().reset(seed=seed)
         options = dict(options or {})
-        for option in options:
-            if option not in RESET_OPTIONS:
-                raise UnknownNameError('reset option', option, RESET_OPTIONS)
+        check_reset_options(options, RESET_OPTIONS)
         task_index = int(options.get('task', self._task_index))
         self._task, self._task_index = find_task(self.suite.name, task_index), task_index
         self._init_state = self._choose_init_state(options.get('init_state'))
@@ -226,9 +215,7 @@ class ManiSkillEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         Raises:
             ConfigError: Wrong shape or a value that is not finite, or there was no reset yet.
         """
-        action = np.asarray(action, dtype=np.float64)
-        if action.shape != (7,) or not np.isfinite(action).all():
-            raise ConfigError(f'an action is 7 finite numbers; got {action!r}')
+        action = check_action(action)
         domain = self.domain
         action = np.clip(action, self.action_space.low, self.action_space.high)
         domain._step_action(self.robot.command(action))

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from vla_cache_ros.cli import environments
 from vla_cache_ros.cli.checkpoints import CheckpointPolicies, PolicyOptions
-from vla_cache_ros.cli.environments import make_libero
 from vla_cache_ros.cli.live import ArmStatus, LiveTable
 from vla_cache_ros.cli.recording import RecordingPolicy
 from vla_cache_ros.cli.report.overlay import patch_grids
@@ -65,7 +65,7 @@ class DemoConfig(PolicyOptions):
 def run_demo(
     config: DemoConfig,
     make_policy: PolicyFactory | None = None,
-    make_env: EnvironmentFactory = make_libero,
+    make_env: EnvironmentFactory = environments.make_env,
 ) -> int:
     """Play, show and report.
 

@@ -47,13 +47,6 @@ def make_env(suite: str, task: int, image_size_px: int, *, stack: str = STACKS[0
     return _module(suite, stack).make_env(suite, task, image_size_px=image_size_px)
 
 
-def make_libero(suite: str, task: int, image_size_px: int) -> Environment:
-    """Build LIBERO's simulator, in this process."""
-    from vla_cache_sim.libero import make_env
-
-    return make_env(suite, task, image_size_px=image_size_px)
-
-
 def check_simulators(names: Iterable[TaskName], stack: str = STACKS[0]) -> None:
     """Make sure that every task can be built, before hours are spent.
 

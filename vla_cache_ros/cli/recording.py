@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_cache_ros.cli.environments import make_libero
+from vla_cache_ros.cli import environments
 from vla_cache_ros.core.errors import ConfigError
 from vla_cache_ros.core.layout import TokenLayout
 from vla_cache_ros.core.protocols import Policy
@@ -105,7 +105,7 @@ def record_episode(
     spec: EpisodeSpec,
     folder: Path,
     image_size_px: int | None = None,
-    make_env: EnvironmentFactory = make_libero,
+    make_env: EnvironmentFactory = environments.make_env,
 ) -> Path:
     """Play one episode and keep what the policy saw.
 
