@@ -21,7 +21,7 @@ pytestmark = pytest.mark.ros  # the tables of parameters belong to the nodes
 
 
 def tables() -> dict[str, type]:
-    from vla_cache_ros.nodes.parameters import NODES
+    from vla_cache_ros.nodes.parameter_tables.overview import NODES
 
     return NODES
 

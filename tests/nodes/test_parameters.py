@@ -9,8 +9,10 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from vla_cache_ros.core.errors import ConfigError, UnknownNameError
-from vla_cache_ros.nodes.parameters import NODES, GuardParameters, declare, descriptor, markdown
-from vla_cache_ros.nodes.parameters import SimBridgeParameters as Sim
+from vla_cache_ros.nodes.parameter_tables.command_guard import GuardParameters
+from vla_cache_ros.nodes.parameter_tables.overview import NODES, markdown
+from vla_cache_ros.nodes.parameter_tables.sim_bridge import SimBridgeParameters as Sim
+from vla_cache_ros.nodes.parameters import declare, descriptor
 
 pytestmark = pytest.mark.ros
 
@@ -24,7 +26,7 @@ def node_with(**values) -> Node:
 
 def test_document_is_current():
     assert DOCUMENT.read_text(encoding='utf-8') == markdown(), (
-        'run: python -m vla_cache_ros.nodes.parameters > docs/parameters.md'
+        'run: python -m vla_cache_ros.nodes.parameter_tables > docs/parameters.md'
     )
 
 

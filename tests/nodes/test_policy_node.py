@@ -29,7 +29,7 @@ from vla_cache_ros.nodes.conversions import (
     stamp_to_ns,
     trajectory_to_actions,
 )
-from vla_cache_ros.nodes.parameters import PolicyParameters
+from vla_cache_ros.nodes.parameter_tables.policy_node import PolicyParameters
 from vla_cache_ros.nodes.policy_node import PolicyNode, load_policy
 
 pytestmark = pytest.mark.ros

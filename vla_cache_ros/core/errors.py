@@ -39,6 +39,18 @@ class DatasetError(VlaCacheError):
     """A demonstration dataset is missing, truncated, or not in the expected layout."""
 
 
+class RecordingError(VlaCacheError):
+    """A recording cannot be written or read."""
+
+
+class CameraError(VlaCacheError):
+    """A camera, video file or image folder cannot be opened or has stopped giving frames."""
+
+
+class RobotError(VlaCacheError):
+    """A robot's description or state cannot be used: no such joint or link, out of reach."""
+
+
 class SimulatorError(VlaCacheError):
     """A simulator failed or is not installed. Never to be counted as a policy's failure."""
 

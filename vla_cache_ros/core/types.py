@@ -60,12 +60,16 @@ class Observation:
         proprioception: State of the arm.
         instruction: The task in words.
         stamp_ns: Capture time of the oldest image used, nanoseconds of the graph's clock.
+        committed: Actions that run while this observation is worked on, [d, 7], the first one at
+            the observation's stamp; None where nothing is committed. A policy that can, continues
+            them (real-time chunking's hard prefix); one that cannot, ignores them.
     """
 
     images: Mapping[str, NDArray[np.uint8]]
     proprioception: Proprioception
     instruction: str
     stamp_ns: int = 0
+    committed: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -111,8 +115,12 @@ class ActionChunk:
             family's other embodiments are metres and radians.
         stamp_ns: Stamp of the observation that the chunk was computed from.
         report: What the policy did to compute it.
+        instruction: The task that it was computed for.
+        prefix_steps: So many of the first actions were given as `Observation.committed`.
     """
 
     actions: NDArray[np.float32]
     stamp_ns: int
     report: StepReport | None = field(default=None, compare=False)
+    instruction: str = ''
+    prefix_steps: int = 0

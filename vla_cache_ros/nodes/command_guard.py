@@ -26,7 +26,8 @@ from vla_cache_ros.nodes.conversions import (
     stamp_to_ns,
     trajectory_to_actions,
 )
-from vla_cache_ros.nodes.parameters import GuardParameters, declare
+from vla_cache_ros.nodes.parameter_tables.command_guard import GuardParameters
+from vla_cache_ros.nodes.parameters import declare
 from vla_cache_ros.nodes.running import run_nodes
 
 

@@ -19,7 +19,8 @@ from std_msgs.msg import String
 from vla_cache_ros.core.timing import LatencySummary, LatencyWindow, RateMeter
 from vla_cache_ros.nodes import qos
 from vla_cache_ros.nodes.conversions import stamp_to_ns
-from vla_cache_ros.nodes.parameters import MonitorParameters, declare
+from vla_cache_ros.nodes.parameter_tables.monitor import MonitorParameters
+from vla_cache_ros.nodes.parameters import declare
 from vla_cache_ros.nodes.running import run_nodes, steady_timer
 
 _KEPT_STEPS = 64

@@ -42,7 +42,8 @@ from vla_cache_ros.nodes.conversions import (
 )
 from vla_cache_ros.nodes.latest_worker import LatestWorker
 from vla_cache_ros.nodes.pairing import Drop, PairedInputs, Pairing
-from vla_cache_ros.nodes.parameters import PolicyParameters, declare, read
+from vla_cache_ros.nodes.parameter_tables.policy_node import PolicyParameters
+from vla_cache_ros.nodes.parameters import declare, read
 from vla_cache_ros.nodes.running import autostart, run_nodes
 from vla_cache_ros.resources import resource_folder
 from vla_cache_trt.backends import backend_module, settle_precision

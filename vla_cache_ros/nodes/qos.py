@@ -60,6 +60,11 @@ def report() -> QoSProfile:
     return _keep_last(100, QoSReliabilityPolicy.RELIABLE, QoSDurabilityPolicy.VOLATILE)
 
 
+def heartbeat() -> QoSProfile:
+    """Signs of life: best effort, keep last 1. A resent one would be a lie."""
+    return _keep_last(1, QoSReliabilityPolicy.BEST_EFFORT, QoSDurabilityPolicy.VOLATILE)
+
+
 def clock() -> QoSProfile:
     """/clock: best effort, keep last 1, as rclpy's own time source reads it."""
     return _keep_last(1, QoSReliabilityPolicy.BEST_EFFORT, QoSDurabilityPolicy.VOLATILE)

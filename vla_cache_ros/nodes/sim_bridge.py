@@ -34,7 +34,8 @@ from vla_cache_ros.nodes.conversions import (
     stamp_to_ns,
     trajectory_to_actions,
 )
-from vla_cache_ros.nodes.parameters import SimBridgeParameters, declare, read
+from vla_cache_ros.nodes.parameter_tables.sim_bridge import SimBridgeParameters
+from vla_cache_ros.nodes.parameters import declare, read
 from vla_cache_ros.nodes.reset_handshake import ResetHandshake
 from vla_cache_ros.nodes.running import autostart, run_nodes, steady_timer
 
