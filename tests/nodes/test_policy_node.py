@@ -25,10 +25,10 @@ from vla_cache_ros.nodes import qos
 from vla_cache_ros.nodes.conversions import (
     ns_to_stamp,
     pose_message,
-    rgb_to_image,
     stamp_to_ns,
     trajectory_to_actions,
 )
+from vla_cache_ros.nodes.image_conversions import rgb_to_image
 from vla_cache_ros.nodes.parameter_tables.policy_node import PolicyParameters
 from vla_cache_ros.nodes.policy_node import PolicyNode, load_policy
 

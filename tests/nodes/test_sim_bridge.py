@@ -17,7 +17,8 @@ from trajectory_msgs.msg import JointTrajectory
 
 from vla_cache_ros.core.errors import SimulatorError
 from vla_cache_ros.nodes import qos
-from vla_cache_ros.nodes.conversions import actions_to_trajectory, image_to_rgb, stamp_to_ns
+from vla_cache_ros.nodes.conversions import actions_to_trajectory, stamp_to_ns
+from vla_cache_ros.nodes.image_conversions import image_to_rgb
 from vla_cache_ros.nodes.sim_bridge import JOINT_NAMES, SimBridge
 
 pytestmark = pytest.mark.ros

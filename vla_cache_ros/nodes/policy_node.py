@@ -36,10 +36,10 @@ from vla_cache_ros.nodes import qos
 from vla_cache_ros.nodes.conversions import (
     ACTION_NAMES,
     actions_to_trajectory,
-    image_to_rgb,
     stamp_to_ns,
     to_proprioception,
 )
+from vla_cache_ros.nodes.image_conversions import image_to_rgb
 from vla_cache_ros.nodes.latest_worker import LatestWorker
 from vla_cache_ros.nodes.pairing import Drop, PairedInputs, Pairing
 from vla_cache_ros.nodes.parameter_tables.policy_node import PolicyParameters

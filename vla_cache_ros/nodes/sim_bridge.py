@@ -30,10 +30,10 @@ from vla_cache_ros.nodes import qos
 from vla_cache_ros.nodes.conversions import (
     ns_to_stamp,
     pose_message,
-    rgb_to_image,
     stamp_to_ns,
     trajectory_to_actions,
 )
+from vla_cache_ros.nodes.image_conversions import rgb_to_image
 from vla_cache_ros.nodes.parameter_tables.sim_bridge import SimBridgeParameters
 from vla_cache_ros.nodes.parameters import declare, read
 from vla_cache_ros.nodes.reset_handshake import ResetHandshake
