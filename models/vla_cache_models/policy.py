@@ -168,7 +168,19 @@ class VlaPolicy:
             frames=step.inputs.frames,
         )
         self._steps += 1
-        return ActionChunk(actions, step.stamp_ns, report)
+        return ActionChunk(
+            actions,
+            step.stamp_ns,
+            report,
+            instruction=step.inputs.prompt.instruction,
+            prefix_steps=self._prefix_steps(step.inputs),
+        )
+
+    def _prefix_steps(self, inputs: Inputs) -> int:
+        """How many committed actions the chunk begins with."""
+        if inputs.committed is None or not self._model.continues:
+            return 0
+        return min(len(inputs.committed), self.chunk_size)
 
     def _settle_layout(self, layout: TokenLayout) -> None:
         """Take over the layout of a new instruction."""
@@ -254,7 +266,7 @@ def run_steps(steps: Sequence[Step]) -> list[NDArray[np.float32]]:
             step.stages.add(name, ms / len(steps))
         with step.stages('head'):
             own = x[row : row + 1]
-            chunks.append(step.model.decode_actions(own, step.inputs.prompt, step.cache))
+            chunks.append(step.model.decode_actions(own, step.inputs, step.cache))
     return chunks
 
 

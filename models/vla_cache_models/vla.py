@@ -40,11 +40,13 @@ class Inputs:
             compared on these.
         prompt: The instruction.
         proprioception: Normalised, [1, n]; None for models without it.
+        committed: See Observation; [d, 7], for heads that continue them.
     """
 
     frames: Mapping[str, NDArray[np.uint8]]
     prompt: Prompt
     proprioception: Tensor | None = None
+    committed: NDArray[np.float32] | None = None
 
 
 class Vla(Protocol):
@@ -62,6 +64,8 @@ class Vla(Protocol):
             included, and one dummy slot behind it, which engines pad with.
         generates: Whether `decode_actions` goes on decoding against the K/V cache, so that dense
             steps fill it, too.
+        continues: Whether the chunk begins with the actions that are committed already
+            (Observation.committed); else they are ignored.
     """
 
     name: str
@@ -72,6 +76,7 @@ class Vla(Protocol):
     weights_sha256: str
     max_tokens: int
     generates: bool
+    continues: bool
 
     @property
     def decoder(self) -> Decoder:
@@ -134,14 +139,14 @@ class Vla(Protocol):
         ...
 
     def decode_actions(
-        self, hidden: Tensor, prompt: Prompt, cache: KVCache
+        self, hidden: Tensor, inputs: Inputs, cache: KVCache
     ) -> NDArray[np.float32]:
         """Actions from the hidden states behind the last decoder layer.
 
         Args:
             hidden: Of the rows that ran to the end, before the final norm, [1, K, D]; the tokens
                 behind the vision tokens always run.
-            prompt: The instruction.
+            inputs: What `prepare` returned.
             cache: The decoder's K/V.
 
         Returns:
@@ -189,3 +194,19 @@ def camera_image(
     if not image.size:
         raise ObservationError(f'camera {name!r}: the image is empty.')
     return image
+
+
+def committed_actions(observation: Observation) -> NDArray[np.float32] | None:
+    """The actions that run while the observation is worked on, [d, 7], checked.
+
+    Raises:
+        ObservationError: They are not finite numbers [d, 7].
+    """
+    committed = observation.committed
+    if committed is None or not len(committed):
+        return None
+    if committed.ndim != 2 or committed.shape[1] != 7 or not np.isfinite(committed).all():
+        raise ObservationError(
+            f'committed actions are {list(committed.shape)}; valid: [d, 7], all of them finite.'
+        )
+    return committed

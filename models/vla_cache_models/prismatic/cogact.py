@@ -5,6 +5,7 @@ sampling steps.
 """
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from vla_cache_models.prismatic.dit import DiffusionTransformer, DitConfig, guid
 from vla_cache_models.prismatic.layouts import cogact_layout
 from vla_cache_models.prismatic.network import PrismaticVlm
 from vla_cache_models.prismatic.vla import Interface, PrismaticVla
-from vla_cache_models.vla import Prompt
+from vla_cache_models.vla import Inputs
 from vla_cache_ros.core.kv_cache import KVCache
 from vla_cache_ros.core.layout import TokenLayout
 
@@ -63,16 +64,19 @@ class CogAct(PrismaticVla):
         chunk_size = network.action_model.config.chunk_size
         self.chunk_size = chunk_size if horizon is None else 1
         self.execute_steps = interface.embodiment.execute_steps if horizon is None else 1
+        self.continues = horizon is None
 
     def decode_actions(
-        self, hidden: Tensor, prompt: Prompt, cache: KVCache
+        self, hidden: Tensor, inputs: Inputs, cache: KVCache
     ) -> NDArray[np.float32]:
-        """The chunk [T, 7], or the ensembled action [1, 7]."""
+        """The chunk [T, 7], or the ensembled action [1, 7]; it continues what is committed."""
         dit = self._cogact.action_model
         condition = self._cogact.cognition(hidden).to(dit.positional_embedding.dtype)
         noise = self._noise.draw((1, dit.config.chunk_size, dit.config.action_size), self._device)
         chunk = self._schedule.sample(
-            lambda x, t: self._cogact.predict_noise(x, t, condition), noise
+            lambda x, t: self._cogact.predict_noise(x, t, condition),
+            noise,
+            self._known(inputs.committed),
         )
         normalised = chunk[0].float().clamp(-1, 1).cpu().numpy()
         normalised[:, 6] = normalised[:, 6] >= GRIPPER_THRESHOLD
@@ -80,6 +84,18 @@ class CogAct(PrismaticVla):
         if self._ensemble is not None:
             physical = self._ensemble.combine(physical)[None]
         return self._interface.embodiment.to_actions(physical)
+
+    def _known(self, committed: NDArray[np.float32] | None) -> Tensor | None:
+        """The chunk's entries that are committed, as the head scales them, [1, T, A]; else NaN."""
+        if committed is None:
+            return None
+        config = self._cogact.action_model.config
+        prefix = committed[: config.chunk_size]
+        interface = self._interface
+        physical = interface.embodiment.from_actions(prefix)
+        known = np.full((config.chunk_size, config.action_size), np.nan, np.float32)
+        known[: len(prefix)] = interface.norm_stats.action.normalise_actions(physical)
+        return torch.from_numpy(known)[None].to(self._device)
 
     def reset(self) -> None:
         """Start the noise, the ensemble and the gripper anew."""

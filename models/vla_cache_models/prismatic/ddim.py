@@ -15,6 +15,15 @@ the next one t', with a_t' = 1 after the last:
 so each step is two numbers. They are computed in float64 and multiply tensors of x's own type. The
 published code rounds its float64 table to float32 and derives the noise a second time from x0,
 which differs by rounding alone.
+
+A chunk that must begin with known actions y (those that run while it is computed: real-time
+chunking's hard prefix, arXiv:2506.07339) is inpainted: before each visit of t, and after the last
+one with a = 1, the known entries are
+
+    x_known = sqrt(a_t) y + sqrt(1 - a_t) e,      e the noise that the sampling started from
+
+so that the network continues y. The published soft mask and its guidance by gradients are left
+out: they cost a backward pass in every step.
 """
 
 from collections.abc import Callable
@@ -50,12 +59,14 @@ class DdimSchedule:
         timesteps: Steps of the base process in the order of execution, the last one 0. The
             network is given these.
         coefficients: For each of them, what x and the noise are multiplied with.
+        signal: For each of them, sqrt(a_t) and sqrt(1 - a_t).
     """
 
     diffusion_steps: int = 100
     sampling_steps: int = 10
     timesteps: tuple[int, ...] = field(init=False)
     coefficients: tuple[tuple[float, float], ...] = field(init=False)
+    signal: tuple[tuple[float, float], ...] = field(init=False)
 
     def __post_init__(self) -> None:
         """Lay out the steps.
@@ -71,6 +82,8 @@ class DdimSchedule:
         pairs = zip(scale.tolist(), noise.tolist(), strict=True)
         object.__setattr__(self, 'timesteps', tuple(reversed(visited)))
         object.__setattr__(self, 'coefficients', tuple(reversed(list(pairs))))
+        signal = zip(np.sqrt(a).tolist(), np.sqrt(1 - a).tolist(), strict=True)
+        object.__setattr__(self, 'signal', tuple(reversed(list(signal))))
 
     def _visited(self) -> range:
         """The visited steps of the base process, ascending."""
@@ -101,21 +114,30 @@ class DdimSchedule:
         scale, noise_scale = self.coefficients[i]
         return scale * x + noise_scale * noise.to(x.dtype)
 
-    def sample(self, noise_fn: Callable[[Tensor, Tensor], Tensor], noise: Tensor) -> Tensor:
+    def sample(
+        self,
+        noise_fn: Callable[[Tensor, Tensor], Tensor],
+        noise: Tensor,
+        known: Tensor | None = None,
+    ) -> Tensor:
         """Turn noise into actions.
 
         Args:
             noise_fn: Predicts the noise [B, T, A] in x [B, T, A] at step t, int64 [B].
             noise: Where the sampling starts, [B, T, A]; its type carries the state.
+            known: Entries that are given, [B, T, A], NaN where they are to be sampled.
 
         Returns:
             [B, T, A], not clipped.
         """
         x = noise
         for i, timestep in enumerate(self.timesteps):
+            if known is not None:
+                kept, added = self.signal[i]
+                x = torch.where(known.isnan(), x, kept * known + added * noise)
             t = torch.full((len(x),), timestep, dtype=torch.int64, device=x.device)
             x = self.step(x, noise_fn(x, t), i)
-        return x
+        return x if known is None else torch.where(known.isnan(), x, known)
 
 
 class NoiseSource:

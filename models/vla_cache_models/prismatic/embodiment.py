@@ -152,6 +152,20 @@ class Embodiment:
         gripper = self.gripper(chunk[:, 6])
         return np.concatenate((deltas, gripper[:, None]), axis=1, dtype=np.float32)
 
+    def from_actions(self, actions: NDArray[np.floating]) -> NDArray[np.float64]:
+        """The inverse of `to_actions`, [T, 7].
+
+        NaN stands for a gripper that the action does not determine: a relative command says what
+        changes, and near 0 nothing does.
+        """
+        rotation = axis_angle_to_euler(actions[:, 3:6]) if self.euler else actions[:, 3:6]
+        gripper = np.full(len(actions), np.nan)
+        if isinstance(self.gripper, StatelessGripper):
+            gripper = np.where(actions[:, 6] == 0, np.nan, (1 - np.sign(actions[:, 6])) / 2)
+        return np.concatenate(
+            (actions[:, :3], rotation, gripper[:, None]), axis=1, dtype=np.float64
+        )
+
     def reset(self) -> None:
         """Begin an episode."""
         self.gripper.reset()
@@ -280,6 +294,27 @@ def euler_to_axis_angle(angles: NDArray[np.floating]) -> NDArray[np.float64]:
     length = np.linalg.norm(vector, axis=-1)
     angle = 2 * np.arctan2(length, w)
     return vector * np.divide(angle, length, out=np.zeros_like(angle), where=length > 0)[..., None]
+
+
+def axis_angle_to_euler(vectors: NDArray[np.floating]) -> NDArray[np.float64]:
+    """The inverse of `euler_to_axis_angle`, [..., 3], pitch within [-pi/2, pi/2].
+
+    Of the rotation matrix R = I + sin(a) K + (1 - cos(a)) K^2, K the cross product with the axis:
+
+        roll = atan2(R21, R22),   pitch = -asin(R20),   yaw = atan2(R10, R00)
+    """
+    vectors = np.asarray(vectors, dtype=np.float64)
+    angle = np.linalg.norm(vectors, axis=-1)
+    axis = np.divide(
+        vectors, angle[..., None], out=np.zeros_like(vectors), where=angle[..., None] > 0
+    )
+    x, y, z = np.moveaxis(axis, -1, 0)
+    sine, versine = np.sin(angle), 1 - np.cos(angle)
+    r00, r10 = 1 - versine * (y * y + z * z), versine * x * y + sine * z
+    r20 = versine * x * z - sine * y
+    r21, r22 = versine * y * z + sine * x, 1 - versine * (x * x + y * y)
+    roll, yaw = np.arctan2(r21, r22), np.arctan2(r10, r00)
+    return np.stack((roll, -np.arcsin(r20.clip(-1, 1)), yaw), axis=-1)
 
 
 def libero_state(state: Proprioception) -> NDArray[np.float64]:

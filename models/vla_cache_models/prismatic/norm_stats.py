@@ -59,6 +59,18 @@ class Bounds:
         scaled = 2 * (state - self.q01) / (self.q99 - self.q01 + 1e-8) - 1
         return np.where(self.mask, scaled, state).clip(-1, 1)
 
+    def normalise_actions(self, actions: NDArray[np.floating]) -> NDArray[np.float64]:
+        """The inverse of `denormalise`, not clipped; a dimension without spread becomes 0.
+
+        Raises:
+            CheckpointError: The statistics describe vectors of another length.
+        """
+        self._require_length(actions)
+        spread = self.q99 - self.q01
+        scaled = np.zeros(actions.shape)
+        np.divide(2 * (actions - self.q01), spread, out=scaled, where=spread > 0)
+        return np.where(self.mask, np.where(spread > 0, scaled - 1, 0.0), actions)
+
     def _require_length(self, vectors: NDArray[np.floating]) -> None:
         if vectors.shape[-1:] != self.q01.shape:
             raise CheckpointError(

@@ -11,7 +11,7 @@ from vla_cache_models.prismatic.config import PrismaticConfig
 from vla_cache_models.prismatic.layouts import openvla_layout
 from vla_cache_models.prismatic.network import PrismaticVlm
 from vla_cache_models.prismatic.vla import Interface, PrismaticVla
-from vla_cache_models.vla import Prompt
+from vla_cache_models.vla import Inputs
 from vla_cache_ros.core.kv_cache import KVCache
 from vla_cache_ros.core.layout import TokenLayout
 
@@ -55,10 +55,10 @@ class OpenVla(PrismaticVla):
         self._language: OpenVlaNetwork = network
 
     def decode_actions(
-        self, hidden: Tensor, prompt: Prompt, cache: KVCache
+        self, hidden: Tensor, inputs: Inputs, cache: KVCache
     ) -> NDArray[np.float32]:
         """Generate the action tokens; one action [1, 7]."""
-        network, slot = self._language, prompt.layout.num_tokens
+        network, slot = self._language, inputs.prompt.layout.num_tokens
         ids = [network.next_token(hidden[:, -1:])]
         for position in range(slot, slot + ACTION_SIZE - 1):
             x = network.decoder(

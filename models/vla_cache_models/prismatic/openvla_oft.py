@@ -11,7 +11,7 @@ from vla_cache_models.prismatic.layouts import oft_layout, oft_readout
 from vla_cache_models.prismatic.network import PrismaticVlm
 from vla_cache_models.prismatic.oft_head import L1ActionHead, ProprioceptionProjector
 from vla_cache_models.prismatic.vla import Interface, PrismaticVla
-from vla_cache_models.vla import Inputs, Prompt
+from vla_cache_models.vla import Inputs
 from vla_cache_ros.core.errors import CheckpointError
 from vla_cache_ros.core.kv_cache import KVCache
 from vla_cache_ros.core.layout import TokenLayout
@@ -67,12 +67,12 @@ class OpenVlaOft(PrismaticVla):
         self._slots = torch.zeros(slots, device=self._device, dtype=self._dtype)
 
     def decode_actions(
-        self, hidden: Tensor, prompt: Prompt, cache: KVCache
+        self, hidden: Tensor, inputs: Inputs, cache: KVCache
     ) -> NDArray[np.float32]:
         """The chunk [8, 7]."""
         # Nothing behind the vision tokens is ever dropped: count from the end.
-        behind = hidden.shape[1] - prompt.layout.num_tokens
-        start, stop = oft_readout(prompt.layout)
+        behind = hidden.shape[1] - inputs.prompt.layout.num_tokens
+        start, stop = oft_readout(inputs.prompt.layout)
         chunk = self._oft.read_actions(hidden[:, start + behind : stop + behind])
         return self._actions(chunk[0].float().cpu().numpy())
 

@@ -16,7 +16,7 @@ from vla_cache_models.prismatic.network import PrismaticVlm
 from vla_cache_models.prismatic.norm_stats import NormStats
 from vla_cache_models.prismatic.preprocessing import ImageTransform
 from vla_cache_models.prismatic.prompt import LlamaPrompt
-from vla_cache_models.vla import Inputs, Prompt, camera_image
+from vla_cache_models.vla import Inputs, Prompt, camera_image, committed_actions
 from vla_cache_ros.core.config import BASELINES, ReuseConfig, baseline, preset
 from vla_cache_ros.core.kv_cache import KVCache
 from vla_cache_ros.core.layout import TokenLayout
@@ -54,6 +54,7 @@ class PrismaticVla(ABC):
     chunk_size: int
     execute_steps: int
     generates = False
+    continues = False
     num_generated = 0
 
     def __init__(self, network: PrismaticVlm, interface: Interface) -> None:
@@ -130,8 +131,12 @@ class PrismaticVla(ABC):
             )
             for name in self.cameras
         }
-        prompt = self._encode(observation.instruction)
-        return Inputs(frames, prompt, self._normalise(observation.proprioception))
+        return Inputs(
+            frames,
+            self._encode(observation.instruction),
+            self._normalise(observation.proprioception),
+            committed=committed_actions(observation) if self.continues else None,
+        )
 
     def embed(self, inputs: Inputs, slots: NDArray[np.int64], *, keep: bool) -> Tensor:
         """The sequence [BOS][vision].. at the given slots, [1, K, D].
@@ -173,7 +178,7 @@ class PrismaticVla(ABC):
 
     @abstractmethod
     def decode_actions(
-        self, hidden: Tensor, prompt: Prompt, cache: KVCache
+        self, hidden: Tensor, inputs: Inputs, cache: KVCache
     ) -> NDArray[np.float32]:
         """Actions from the hidden states; each model has its own head."""
 

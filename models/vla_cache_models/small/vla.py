@@ -27,6 +27,7 @@ class SmallVla:
 
     name = 'small'
     generates = False
+    continues = False
 
     def __init__(
         self,
@@ -123,7 +124,7 @@ class SmallVla:
         return torch.cat((self._vision(peers, inputs, slots, keep), rest), dim=1)
 
     def decode_actions(
-        self, hidden: Tensor, prompt: Prompt, cache: KVCache
+        self, hidden: Tensor, inputs: Inputs, cache: KVCache
     ) -> NDArray[np.float32]:
         """The chunk [T, 7], clipped to the controller's range."""
         return self._network.decode_actions(hidden)[0].float().clamp(-1, 1).cpu().numpy()

@@ -56,7 +56,7 @@ def test_hidden_states_equal_the_reference(
     )
 
     seen: list[Tensor] = []
-    vla.decode_actions = lambda hidden, prompt, cache: seen.append(hidden)  # type: ignore[method-assign]
+    vla.decode_actions = lambda hidden, inputs, cache: seen.append(hidden)  # type: ignore[method-assign]
     VlaPolicy(vla, OFF).act(observation)
     hidden = vla.decoder.norm(seen[0])
     assert hidden.shape == expected.shape
