@@ -119,6 +119,7 @@ setup(
             'sim_bridge = vla_cache_ros.nodes.sim_bridge:main',
             'command_guard = vla_cache_ros.nodes.command_guard:main',
             'monitor = vla_cache_ros.nodes.monitor:main',
+            'fault_injector = vla_cache_ros.nodes.fault_injector:main',
             'bringup = vla_cache_ros.nodes.bringup:main',
         ],
     },

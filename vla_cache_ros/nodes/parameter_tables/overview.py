@@ -3,6 +3,7 @@
 import dataclasses
 
 from vla_cache_ros.nodes.parameter_tables.command_guard import GuardParameters
+from vla_cache_ros.nodes.parameter_tables.fault_injector import FaultInjectorParameters
 from vla_cache_ros.nodes.parameter_tables.monitor import MonitorParameters
 from vla_cache_ros.nodes.parameter_tables.policy_node import PolicyParameters
 from vla_cache_ros.nodes.parameter_tables.sim_bridge import SimBridgeParameters
@@ -13,6 +14,7 @@ NODES: dict[str, type] = {
     'sim_bridge': SimBridgeParameters,
     'command_guard': GuardParameters,
     'monitor': MonitorParameters,
+    'fault_injector': FaultInjectorParameters,
 }
 """Executable name -> its parameters."""
 
