@@ -12,7 +12,7 @@ from rclpy.parameter import Parameter
 from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
-from trajectory_msgs.msg import JointTrajectory
+from vla_cache_interfaces.msg import ActionChunk, StepReport
 
 from vla_cache_ros.core.errors import (
     CheckpointError,
@@ -22,15 +22,17 @@ from vla_cache_ros.core.errors import (
     UnknownNameError,
 )
 from vla_cache_ros.nodes import qos
+from vla_cache_ros.nodes.chunk_messages import message_to_chunk
 from vla_cache_ros.nodes.conversions import (
     ns_to_stamp,
     pose_message,
     stamp_to_ns,
-    trajectory_to_actions,
 )
 from vla_cache_ros.nodes.image_conversions import rgb_to_image
 from vla_cache_ros.nodes.parameter_tables.policy_node import PolicyParameters
-from vla_cache_ros.nodes.policy_node import PolicyNode, load_policy
+from vla_cache_ros.nodes.policy_loading import load_policy
+from vla_cache_ros.nodes.policy_node import PolicyNode
+from vla_cache_ros.nodes.step_messages import message_to_step
 
 pytestmark = pytest.mark.ros
 
@@ -57,15 +59,11 @@ class Robot:
         self.joints = qos.publish(peer, JointState, 'joint_states', qos.state())
         self.pose = qos.publish(peer, PoseStamped, 'ee_pose', qos.state())
         self.instruction = qos.publish(peer, String, 'vla/instruction', qos.latched())
-        self.chunks: list[JointTrajectory] = []
-        self.reports: list[dict] = []
-        qos.subscribe(peer, JointTrajectory, 'vla/action_chunk', self.chunks.append, qos.command())
+        self.chunks: list[ActionChunk] = []
+        self.reports: list[StepReport] = []
+        qos.subscribe(peer, ActionChunk, 'vla/action_chunk', self.chunks.append, qos.command())
         qos.subscribe(
-            peer,
-            String,
-            'policy_node/step_report',
-            lambda message: self.reports.append(json.loads(message.data)),
-            qos.report(),
+            peer, StepReport, 'policy_node/step_report', self.reports.append, qos.report()
         )
         self.reset = peer.create_client(Trigger, 'policy_node/reset')
         executor.add_node(self.node)
@@ -132,11 +130,11 @@ class Robot:
             lambda: any(stamp_to_ns(chunk.header.stamp) == stamp_ns for chunk in self.chunks)
         )
         chunk = next(c for c in self.chunks if stamp_to_ns(c.header.stamp) == stamp_ns)
-        return trajectory_to_actions(chunk)
+        return message_to_chunk(chunk).actions
 
-    def expect_drop(self, reason: str, count: int = 1) -> dict:
+    def expect_drop(self, reason: str, count: int = 1) -> StepReport:
         def found():
-            return [report for report in self.reports if report.get('dropped') == reason]
+            return [report for report in self.reports if report.dropped == reason]
 
         self.spin_until(lambda: len(found()) >= count)
         assert self.node.drops[reason] == count
@@ -229,7 +227,7 @@ def test_deactivate_revokes_the_chunk(robot, spin_until):
     robot.chunks.clear()
     robot.node.trigger_deactivate()
     spin_until(lambda: robot.chunks)
-    assert len(robot.chunks[0].points) == 0
+    assert len(robot.chunks[0].actions) == 0
 
 
 def test_autostart_configures_and_activates(executor, spin_until, policy):
@@ -279,15 +277,17 @@ def test_observation_becomes_a_chunk_with_its_stamp(robot, policy):
 def test_step_report_tells_times_and_reuse(robot, spin_until):
     robot.activate().send(SECOND_NS)
     spin_until(lambda: robot.reports)
-    report = robot.reports[0]
-    assert report['stage_ms'] == {'vision': 1.0, 'head': 0.5}
-    assert report['mode'] == 'cached'
-    assert report['reused'] == {'agentview': 2, 'wrist': 0}
-    assert report['tokens'] == {'agentview': 4, 'wrist': 4}
-    assert report['age_max'] == 3
-    assert report['recompute_ratio'] == pytest.approx((12 + 2 * 10) / 36)
-    assert report['inference_ms'] >= 0
-    assert report['published_ns'] > report['received_ns']
+    report = message_to_step(robot.reports[0])
+    assert report.stage_ms == {'vision': 1.0, 'head': 0.5}
+    assert report.mode == 'cached'
+    assert [(camera.name, camera.reused) for camera in report.cameras] == [
+        ('agentview', 2),
+        ('wrist', 0),
+    ]
+    assert report.cameras[0].age_steps.tolist() == [3, 3, 0, 0]
+    assert report.recompute_ratio == pytest.approx((12 + 2 * 10) / 36)
+    assert report.inference_ms >= 0
+    assert report.published_ns > report.received_ns
 
 
 def test_slow_policy_works_on_the_newest_image(robot, policy, spin_until):
@@ -307,7 +307,7 @@ def test_slow_policy_works_on_the_newest_image(robot, policy, spin_until):
     stamps = [observation.stamp_ns for observation in policy.observations]
     assert stamps == [SECOND_NS, 13 * SECOND_NS // 10]
     robot.expect_drop('superseded', 2)
-    assert all(len(chunk.points) for chunk in robot.chunks)  # nothing was revoked
+    assert all(len(chunk.actions) for chunk in robot.chunks)  # nothing was revoked
 
 
 def test_executor_is_free_during_inference(robot, policy, spin_until):
@@ -375,8 +375,8 @@ def test_bad_image(robot, changes):
     robot.send_state(SECOND_NS)
     robot.send_images(SECOND_NS, cameras=('wrist',), **changes)
     drop = robot.expect_drop('bad_image')
-    assert 'wrist' in drop['detail']
-    assert 'valid' in drop['detail']
+    assert 'wrist' in drop.detail
+    assert 'valid' in drop.detail
     assert len(robot.expect_chunk(SECOND_NS)) == 0
     robot.expect_alive(2 * SECOND_NS)
 
@@ -385,7 +385,7 @@ def test_nan_in_the_pose(robot):
     robot.activate()
     robot.send_state(SECOND_NS, x_m=float('nan'))
     robot.send_images(SECOND_NS)
-    assert 'ee_position_m' in robot.expect_drop('bad_observation')['detail']
+    assert 'ee_position_m' in robot.expect_drop('bad_observation').detail
     assert len(robot.expect_chunk(SECOND_NS)) == 0
     robot.expect_alive(2 * SECOND_NS)
 
@@ -397,15 +397,15 @@ def test_missing_camera(robot, spin_for):
         robot.send_images(tenth * SECOND_NS // 10, cameras=('agentview',))
         spin_for(0.02)
     drop = robot.expect_drop('missing_camera')
-    assert 'no image from wrist' in drop['detail']
-    assert len(robot.expect_chunk(drop['stamp_ns'])) == 0
+    assert 'no image from wrist' in drop.detail
+    assert len(robot.expect_chunk(stamp_to_ns(drop.header.stamp))) == 0
     robot.expect_alive(2 * SECOND_NS)
 
 
 def test_no_instruction(robot):
     robot.activate(instruction='')
     robot.send(SECOND_NS)
-    assert 'vla/instruction' in robot.expect_drop('no_instruction')['detail']
+    assert 'vla/instruction' in robot.expect_drop('no_instruction').detail
     assert len(robot.expect_chunk(SECOND_NS)) == 0
 
 
@@ -422,7 +422,7 @@ def test_empty_instruction_stops_the_robot(robot):
 def test_instruction_too_long(robot):
     robot.activate('push ' * 20)
     robot.send(SECOND_NS)
-    assert 'up to 60' in robot.expect_drop('bad_instruction')['detail']
+    assert 'up to 60' in robot.expect_drop('bad_instruction').detail
     assert len(robot.expect_chunk(SECOND_NS)) == 0
     robot.tell('push the point')
     robot.expect_alive(2 * SECOND_NS)
@@ -431,7 +431,7 @@ def test_instruction_too_long(robot):
 def test_clock_going_backwards(robot, policy):
     robot.activate().expect_alive(5 * SECOND_NS)
     robot.send(SECOND_NS)
-    assert 'before its predecessor' in robot.expect_drop('clock_backwards')['detail']
+    assert 'before its predecessor' in robot.expect_drop('clock_backwards').detail
     robot.expect_alive(2 * SECOND_NS)
     assert policy.resets[-1] == 'clock went backwards'
 
@@ -446,7 +446,7 @@ def test_image_without_a_stamp_of_its_own(robot):
 def test_stale_image(executor, spin_until, policy):
     robot = Robot(executor, spin_until, policy, use_sim_time=False).activate()
     robot.send(SECOND_NS)  # half a century ago
-    assert 'at most 500 ms' in robot.expect_drop('stale_image')['detail']
+    assert 'at most 500 ms' in robot.expect_drop('stale_image').detail
     assert len(robot.expect_chunk(SECOND_NS)) == 0
 
 
@@ -461,7 +461,7 @@ def test_policy_that_raises(robot, policy, fault, reason):
     robot.activate()
     policy.fault = fault
     robot.send(SECOND_NS)
-    assert str(fault) in robot.expect_drop(reason)['detail']
+    assert str(fault) in robot.expect_drop(reason).detail
     assert len(robot.expect_chunk(SECOND_NS)) == 0
     policy.fault = None
     robot.expect_alive(2 * SECOND_NS)

@@ -22,7 +22,8 @@ from rclpy.parameter import Parameter
 from vla_cache_ros.core.errors import ConfigError, SimulatorError
 from vla_cache_ros.nodes.command_guard import CommandGuardNode
 from vla_cache_ros.nodes.monitor import Monitor
-from vla_cache_ros.nodes.policy_node import PolicyFactory, PolicyNode
+from vla_cache_ros.nodes.policy_loading import PolicyFactory
+from vla_cache_ros.nodes.policy_node import PolicyNode
 from vla_cache_ros.nodes.running import make_executor, spin
 from vla_cache_ros.nodes.sim_bridge import EnvFactory, EpisodeResult, SimBridge
 
