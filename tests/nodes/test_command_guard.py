@@ -1,28 +1,25 @@
 """The guard through real topics: order, staleness, limits, NaN, revocation, no repetition."""
 
-import json
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import JointState
-from std_msgs.msg import String
 from std_srvs.srv import Trigger
-from trajectory_msgs.msg import JointTrajectory
+from vla_cache_interfaces.msg import ActionChunk as ActionChunkMessage
+from vla_cache_interfaces.msg import GuardStatus
 
-from vla_cache_ros.core.errors import ConfigError
+from vla_cache_ros.core.types import ActionChunk
 from vla_cache_ros.nodes import qos
+from vla_cache_ros.nodes.chunk_messages import chunk_to_message, message_to_command
 from vla_cache_ros.nodes.command_guard import CommandGuardNode
-from vla_cache_ros.nodes.conversions import (
-    actions_to_trajectory,
-    ns_to_stamp,
-    stamp_to_ns,
-    trajectory_to_actions,
-)
+from vla_cache_ros.nodes.conversions import ns_to_stamp, stamp_to_ns
+from vla_cache_ros.nodes.report_messages import CommandReport, message_to_guard
 
 pytestmark = pytest.mark.ros
 
@@ -45,22 +42,23 @@ class Arm:
         overrides = [Parameter(name, value=value) for name, value in parameters.items()]
         self.guard = CommandGuardNode(parameter_overrides=overrides)
         peer = self.peer = Node('arm')
-        self.chunks = qos.publish(peer, JointTrajectory, 'vla/action_chunk', qos.command())
+        self.chunks = qos.publish(peer, ActionChunkMessage, 'vla/action_chunk', qos.command())
         self.states = qos.publish(peer, JointState, 'joint_states', qos.state())
         self.clock = qos.publish(peer, Clock, '/clock', qos.clock())
-        self.commands: list[JointTrajectory] = []
-        self.status: list[dict] = []
-        qos.subscribe(peer, JointTrajectory, 'vla/action', self.commands.append, qos.command())
+        self.commands: list[ActionChunkMessage] = []
+        self.status: list[CommandReport] = []
+        qos.subscribe(peer, ActionChunkMessage, 'vla/action', self.commands.append, qos.command())
         qos.subscribe(
             peer,
-            String,
+            GuardStatus,
             'vla/status',
-            lambda message: self.status.append(json.loads(message.data)),
+            lambda message: self.status.append(message_to_guard(message)),
             qos.report(),
         )
         self.reset = peer.create_client(Trigger, 'command_guard/reset')
         executor.add_node(self.guard)
         executor.add_node(peer)
+        spin_until(lambda: self.guard.lifecycle_state == 'active')
         spin_until(
             lambda: (
                 not self.guard.unconnected()
@@ -73,7 +71,7 @@ class Arm:
             spin_until(self.states.get_subscription_count)
 
     def send(self, actions: np.ndarray, stamp_ns: int) -> None:
-        self.chunks.publish(actions_to_trajectory(actions, stamp_ns, 20.0))
+        self.chunks.publish(chunk_to_message(ActionChunk(actions, stamp_ns), 20.0))
         self.spin_for(0.01)
 
     def ask(self, stamp_ns: int) -> None:
@@ -82,9 +80,9 @@ class Arm:
         self.states.publish(message)
         self.spin_for(0.01)
 
-    def next_command(self) -> tuple[list[float], dict]:
+    def next_command(self) -> tuple[list[float], CommandReport]:
         self.spin_until(lambda: self.commands and self.status)
-        action = trajectory_to_actions(self.commands.pop(0))[0]
+        action = message_to_command(self.commands.pop(0))
         return action.round(4).tolist(), self.status.pop(0)
 
 
@@ -102,12 +100,12 @@ def test_each_state_gets_one_action_in_order(arm):
         assert stamp_to_ns(arm.commands[0].header.stamp) == stamp_ns
         action, status = arm.next_command()
         assert action[1] == pytest.approx(0.1 * index)
-        assert (status['index'], status['image_stamp_ns']) == (index, SECOND_NS)
-        assert status['reasons'] == []
+        assert (status.index, status.image_stamp_ns) == (index, SECOND_NS)
+        assert status.reasons == ()
     arm.ask(SECOND_NS + 8 * PERIOD_NS)
     assert arm.commands == []  # the chunk is used up: the state waits for the next one
     arm.send(chunk(), SECOND_NS + 8 * PERIOD_NS)
-    assert arm.next_command()[1]['index'] == 0
+    assert arm.next_command()[1].index == 0
 
 
 def test_chunk_arrives_after_the_state_that_asks(arm):
@@ -125,7 +123,7 @@ def test_newer_chunk_replaces_the_rest_of_the_older(arm):
     arm.send(chunk(value=-0.25), SECOND_NS + PERIOD_NS)
     arm.ask(SECOND_NS + PERIOD_NS)
     action, status = arm.next_command()
-    assert (action[0], status['index']) == (-0.25, 0)
+    assert (action[0], status.index) == (-0.25, 0)
 
 
 def test_no_chunk_is_executed_twice(arm):
@@ -143,7 +141,7 @@ def test_stale_action_becomes_the_null_action(arm):
     arm.ask(SECOND_NS + 1_001_000_000)
     action, status = arm.next_command()
     assert action == NULL
-    assert status['reasons'] == ['stale']
+    assert status.reasons == ('stale',)
 
 
 def test_nan_becomes_the_null_action(arm):
@@ -153,7 +151,7 @@ def test_nan_becomes_the_null_action(arm):
     arm.ask(SECOND_NS)
     action, status = arm.next_command()
     assert action == NULL
-    assert status['reasons'] == ['non_finite']
+    assert status.reasons == ('non_finite',)
     arm.ask(SECOND_NS + PERIOD_NS)
     assert arm.next_command()[0][0] == 0.5
 
@@ -176,8 +174,8 @@ def test_limits_clip_and_are_reported(executor, spin_until, spin_for):
     arm.ask(SECOND_NS)
     action, status = arm.next_command()
     assert action[0] == pytest.approx(0.3)
-    assert status['reasons'] == ['limit_x']
-    assert not status['is_null']
+    assert status.reasons == ('limit_x',)
+    assert not status.is_null
 
 
 def test_empty_chunk_revokes_the_rest_and_null_actions_stand_in(executor, spin_until, spin_for):
@@ -190,11 +188,11 @@ def test_empty_chunk_revokes_the_rest_and_null_actions_stand_in(executor, spin_u
         arm.ask(SECOND_NS + step * PERIOD_NS)
         action, status = arm.next_command()
         assert action == [0, 0, 0, 0, 0, 0, 0.5]
-        assert status['reasons'] == ['no_action']
+        assert status.reasons == ('no_action',)
     arm.ask(SECOND_NS + 3 * PERIOD_NS)
     assert arm.commands == []  # the next chunk is due
     arm.send(chunk(), SECOND_NS + 3 * PERIOD_NS)
-    assert arm.next_command()[1]['index'] == 0
+    assert arm.next_command()[1].index == 0
 
 
 def test_empty_chunk_answers_the_state_that_waits(arm):
@@ -202,13 +200,13 @@ def test_empty_chunk_answers_the_state_that_waits(arm):
     arm.send(chunk(0), SECOND_NS)
     action, status = arm.next_command()
     assert action == NULL
-    assert status['reasons'] == ['no_action']
+    assert status.reasons == ('no_action',)
 
 
 def test_chunk_of_another_shape_is_refused(arm):
     arm.ask(SECOND_NS)
-    message = actions_to_trajectory(chunk(), SECOND_NS)
-    message.joint_names = ['panda_joint1']
+    message = chunk_to_message(ActionChunk(chunk(), SECOND_NS), 20.0)
+    message.axes = ['panda_joint1']
     arm.chunks.publish(message)
     action, status = arm.next_command()
     assert action == NULL
@@ -222,10 +220,10 @@ def test_clock_going_backwards_voids_the_chunk(arm):
     arm.ask(SECOND_NS)
     action, status = arm.next_command()
     assert action[:6] == NULL[:6]
-    assert 'clock_backwards' in status['reasons']
+    assert 'clock_backwards' in status.reasons
     arm.send(chunk(), SECOND_NS + PERIOD_NS)
     arm.ask(SECOND_NS + PERIOD_NS)
-    assert arm.next_command()[1]['reasons'] == []
+    assert arm.next_command()[1].reasons == ()
 
 
 def test_reset_forgets_the_chunk(arm, spin_until):
@@ -242,7 +240,7 @@ def test_timer_sends_null_actions_while_the_policy_is_silent(executor, spin_unti
     for _ in range(3):
         action, status = arm.next_command()
         assert action == NULL
-        assert status['reasons'] == ['no_action']
+        assert status.reasons == ('no_action',)
 
 
 def test_timer_plays_a_chunk_once_and_then_rests(executor, spin_until, spin_for):
@@ -250,7 +248,7 @@ def test_timer_plays_a_chunk_once_and_then_rests(executor, spin_until, spin_for)
     arm.send(chunk(), arm.guard.get_clock().now().nanoseconds)
 
     def moves() -> list[np.ndarray]:
-        return [trajectory_to_actions(command)[0] for command in arm.commands]
+        return [message_to_command(command) for command in arm.commands]
 
     spin_until(lambda: sum(bool(move[0]) for move in moves()) == 4)
     spin_until(lambda: not moves()[-1][0])
@@ -278,13 +276,15 @@ def test_dry_run_reports_and_sends_nothing(executor, spin_until, spin_for):
     arm.send(chunk(), SECOND_NS)
     arm.ask(SECOND_NS)
     spin_until(lambda: arm.status)
-    assert arm.status[0]['dry_run']
+    assert arm.status[0].dry_run
     assert arm.commands == []
 
 
 def test_contradicting_limits_are_refused(ros):
-    with pytest.raises(ConfigError, match='limits'):
-        CommandGuardNode(parameter_overrides=[Parameter('upper_limits', value=[1.0, 1.0])])
+    node = CommandGuardNode(parameter_overrides=[Parameter('upper_limits', value=[1.0, 1.0])])
+    assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
+    assert node.lifecycle_state == 'unconfigured'
+    node.destroy_node()
 
 
 def test_guard_needs_no_torch():
