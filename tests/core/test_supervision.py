@@ -326,13 +326,13 @@ def test_whatever_happens_no_rule_is_broken_and_it_can_be_brought_up_again(event
         apply(world, what, subject)  # World.check holds the rules
     world.hanging.clear()
     world.refusing.clear()
-    world.run(5.0)
     for name in NODES:
         world.respawn(name)
+    world.run(5.0)
+    world.tell('activate')
+    for name in NODES:
         if world.state[name] == 'finalized' and name not in CONFIG.processes:
             world.state[name] = 'unconfigured'  # its process was started again
-    world.run(1.0)
-    world.tell('activate')
     world.run(10.0)
     assert world.supervisor.state == 'active'
     assert world.active() == set(NODES)
