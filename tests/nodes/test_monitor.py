@@ -1,7 +1,7 @@
 """The monitor: percentiles, rates, deadline misses and levels from the reports it is sent."""
 
 import itertools
-import json
+import math
 import time
 
 import numpy as np
@@ -10,11 +10,26 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import TimeReference
-from std_msgs.msg import String
+from vla_cache_interfaces.msg import (
+    CameraReuse,
+    GuardStatus,
+    Heartbeat,
+    ShadowReport,
+    StageTime,
+    StepReport,
+)
 
 from vla_cache_ros.nodes import qos
 from vla_cache_ros.nodes.conversions import ns_to_stamp
 from vla_cache_ros.nodes.monitor import Monitor
+from vla_cache_ros.nodes.report_checks import MAX_NAMES
+from vla_cache_ros.nodes.report_messages import (
+    CommandReport,
+    ShadowResult,
+    guard_to_message,
+    shadow_to_message,
+)
+from vla_cache_ros.nodes.step_messages import drop_to_message
 
 pytestmark = pytest.mark.ros
 
@@ -30,8 +45,10 @@ class Source:
         overrides = [Parameter(name, value=value) for name, value in values.items()]
         self.monitor = Monitor(parameter_overrides=overrides)
         node = self.node = Node('source')
-        self.steps = qos.publish(node, String, 'policy_node/step_report', qos.report())
-        self.status = qos.publish(node, String, 'vla/status', qos.report())
+        self.steps = qos.publish(node, StepReport, 'policy_node/step_report', qos.report())
+        self.status = qos.publish(node, GuardStatus, 'vla/status', qos.report())
+        self.shadow = qos.publish(node, ShadowReport, 'policy_node/shadow_report', qos.report())
+        self.beats = qos.publish(node, Heartbeat, 'policy_node/heartbeat', qos.heartbeat())
         if simulated:
             topic = 'sim_bridge/time_reference'
             self.time = qos.publish(node, TimeReference, topic, qos.report())
@@ -43,50 +60,64 @@ class Source:
             lambda: (
                 all(
                     publisher.get_subscription_count()
-                    for publisher in (self.steps, self.status, self.monitor._publisher)
+                    for publisher in (
+                        self.steps,
+                        self.status,
+                        self.shadow,
+                        self.beats,
+                        self.monitor._publisher,
+                    )
                 )
                 and len(self.monitor.unconnected()) == (not simulated)
             )
         )
 
-    def send(self, publisher, content: dict) -> None:
-        publisher.publish(String(data=json.dumps(content)))
-
     def send_step(self, stamp_ns: int, received_ns: int, inference_ms: float, **more) -> None:
-        report = {
-            'stamp_ns': stamp_ns,
-            'age_ms': 3.0,
-            'received_ns': received_ns,
-            'published_ns': received_ns + round(inference_ms * MS_NS),
-            'queue_ms': 0.1,
-            'inference_ms': inference_ms,
-            'publish_ms': 0.2,
-            'drops': {},
-            'step': 0,
-            'mode': 'cached',
-            'stage_ms': {'vision': inference_ms / 2, 'head': inference_ms / 4},
-            'tokens': {'wrist': 16},
-            'reused': {'wrist': 12},
-            'age_mean': 1.0,
-            'age_max': 2,
-            'recompute_ratio': 0.4,
-            'flush_reason': '',
-            'keyframe_reason': '',
+        report = StepReport(
+            age_ms=3.0,
+            received_ns=received_ns,
+            published_ns=received_ns + round(inference_ms * MS_NS),
+            queue_ms=0.1,
+            inference_ms=inference_ms,
+            publish_ms=0.2,
+            mode='cached',
+            stages=[
+                StageTime(name='vision', ms=inference_ms / 2),
+                StageTime(name='head', ms=inference_ms / 4),
+            ],
+            recompute_ratio=0.4,
+            cameras=[
+                CameraReuse(
+                    name='wrist',
+                    rows=4,
+                    columns=4,
+                    reused=12,
+                    status=[0] * 12 + [1] * 4,
+                    age_steps=[2] * 8 + [0] * 8,
+                )
+            ],
             **more,
-        }
-        self.send(self.steps, report)
+        )
+        report.header.stamp = ns_to_stamp(stamp_ns)
+        self.steps.publish(report)
 
-    def send_command(self, stamp_ns, published_ns: int, index=0, reasons=()) -> None:
-        status = {
-            'stamp_ns': 0,
-            'published_ns': published_ns,
-            'image_stamp_ns': stamp_ns,
-            'index': index,
-            'is_null': bool(reasons),
-            'reasons': list(reasons),
-            'counts': {'passed': 5},
-        }
-        self.send(self.status, status)
+    def send_command(self, image_stamp_ns, published_ns: int, index=0, reasons=(), **more) -> None:
+        report = CommandReport(
+            step_ns=0,
+            published_ns=published_ns,
+            action=np.zeros(7, np.float32),
+            is_null=bool(reasons),
+            image_stamp_ns=image_stamp_ns,
+            index=index,
+            reasons=tuple(reasons),
+            counts={'passed': 5},
+            **more,
+        )
+        self.status.publish(guard_to_message(report))
+
+    def send_shadow(self, alarm: bool, switched_off: bool = False) -> None:
+        result = ShadowResult(1, 0.25, 0.5, 0, 0.2, 1.0, alarm, switched_off, 20.0, 8.0)
+        self.shadow.publish(shadow_to_message(result))
 
     def send_capture(self, stamp_ns: int, captured_ns: int) -> None:
         message = TimeReference(source='CLOCK_MONOTONIC', time_ref=ns_to_stamp(captured_ns))
@@ -174,7 +205,9 @@ def test_refresh_and_command_rates_are_told_apart(source, spin_until):
 
 
 def test_levels_follow_what_happens(source, spin_until):
-    assert {status.level for status in source.levels().values()} == {DiagnosticStatus.STALE}
+    levels = source.levels()
+    assert set(levels) == {'policy', 'latency', 'commands', 'cache', 'nodes'}
+    assert {status.level for status in levels.values()} == {DiagnosticStatus.STALE}
 
     source.send_step(1, time.monotonic_ns(), 10.0)
     source.send_command(1, time.monotonic_ns())
@@ -185,17 +218,19 @@ def test_levels_follow_what_happens(source, spin_until):
     assert levels['commands'].level == DiagnosticStatus.OK
     values = {pair.key: pair.value for pair in levels['cache'].values}
     assert values['reused wrist'] == '12/16'
+    assert values['age_mean_steps wrist'] == '1.00'
+    assert values['age_max_steps wrist'] == '2'
     latency = {pair.key for pair in levels['latency'].values}
     assert {f'overhead {key}' for key in ('p50_ms', 'p95_ms', 'p99_ms', 'max_ms')} <= latency
 
-    source.send(source.steps, {'dropped': 'bad_image', 'detail': 'no pixels', 'drops': {}})
+    source.steps.publish(drop_to_message(2, 'bad_image', 'no pixels', {}))
     spin_until(lambda: source.monitor.snapshot().drops)
     levels = source.levels()
     assert levels['policy'].level == DiagnosticStatus.WARN
     assert 'no pixels' in levels['policy'].message
     assert source.levels()['policy'].level == DiagnosticStatus.OK  # it has passed
 
-    source.send(source.steps, {'dropped': 'inference_fault', 'detail': 'oom', 'drops': {}})
+    source.steps.publish(drop_to_message(3, 'inference_fault', 'oom', {}))
     source.send_command(None, time.monotonic_ns(), index=None, reasons=['no_action'])
     spin_until(lambda: source.monitor.snapshot().null_commands == 1)
     spin_until(lambda: 'inference_fault' in source.monitor.snapshot().drops)
@@ -222,7 +257,98 @@ def test_clear_forgets_the_run_before(source, spin_until):
 
 
 def test_report_that_cannot_be_read_is_counted(source, spin_until):
-    source.steps.publish(String(data='no json'))
+    now_ns = time.monotonic_ns()
+    source.send_step(1, now_ns, 1.0, reuse_pressure=math.nan)
     spin_until(lambda: source.monitor.snapshot().drops == {'bad_report': 1})
-    source.status.publish(String(data='[1]'))
+    source.send_command(1, now_ns, degradation='never heard of')
     spin_until(lambda: source.monitor.snapshot().drops == {'bad_report': 2})
+    source.shadow.publish(ShadowReport(mean_difference=math.inf))
+    spin_until(lambda: source.monitor.snapshot().drops == {'bad_report': 3})
+    snapshot = source.monitor.snapshot()
+    assert (snapshot.steps, snapshot.commands, snapshot.last_shadow) == (0, 0, None)
+    levels = source.levels()
+    assert levels['policy'].level == DiagnosticStatus.WARN
+    assert 'mean_difference is inf' in levels['policy'].message
+
+
+def test_invented_reasons_fill_no_memory(source, spin_until):
+    for index in range(MAX_NAMES + 50):
+        source.steps.publish(drop_to_message(index, f'reason {index}', 'x' * 10_000, {}))
+        if index % 50 == 0:
+            spin_until(lambda: sum(source.monitor.snapshot().drops.values()) > index)  # noqa: B023
+    spin_until(lambda: sum(source.monitor.snapshot().drops.values()) == MAX_NAMES + 50)
+    assert source.monitor.snapshot().drops['other'] == 50
+    assert len(source.monitor.snapshot().drops) == MAX_NAMES + 1
+    assert len(source.monitor.snapshot().last_drop) < 1000
+
+
+def test_a_late_policy_and_a_guard_on_its_chunk_are_warnings(source, spin_until):
+    source.send_step(1, time.monotonic_ns(), 10.0, deadline_missed=True)
+    source.send_command(1, time.monotonic_ns())
+    source.send_command(1, time.monotonic_ns(), index=1, degradation='on_chunk')
+    spin_until(lambda: source.monitor.snapshot().commands == 2)
+    spin_until(lambda: source.monitor.snapshot().late_refreshes == 1)
+    assert source.monitor.snapshot().degradations == {'nominal': 1, 'on_chunk': 1}
+    levels = source.levels()
+    assert levels['policy'].level == DiagnosticStatus.WARN
+    assert '1 late refreshes' in levels['policy'].message
+    assert levels['commands'].level == DiagnosticStatus.WARN
+    assert '1 of 2 ran on' in levels['commands'].message
+
+
+def test_a_latched_stop_is_an_error_and_a_dry_run_is_said(source, spin_until):
+    source.send_command(1, time.monotonic_ns(), dry_run=True)
+    spin_until(lambda: source.monitor.snapshot().commands == 1)
+    status = source.levels()['commands']
+    assert (status.level, 'dry run' in status.message) == (DiagnosticStatus.OK, True)
+
+    source.send_command(None, time.monotonic_ns(), None, ['e_stop'], e_stop=True)
+    spin_until(lambda: source.monitor.snapshot().commands == 2)
+    status = source.levels()['commands']
+    assert (status.level, status.message) == (
+        DiagnosticStatus.ERROR,
+        'the emergency stop is latched',
+    )
+
+
+def test_divergence_of_the_shadow_is_judged_by_its_budgets(source, spin_until):
+    assert 'shadow' not in source.levels()  # nobody asked for one
+    source.send_shadow(alarm=False)
+    spin_until(lambda: source.monitor.snapshot().last_shadow)
+    status = source.levels()['shadow']
+    assert (status.level, status.message) == (DiagnosticStatus.OK, 'mean difference 0.2500')
+    source.send_shadow(alarm=True)
+    spin_until(lambda: source.monitor.snapshot().shadow_alarms == 1)
+    assert source.levels()['shadow'].level == DiagnosticStatus.WARN
+    assert source.levels()['shadow'].level == DiagnosticStatus.OK  # it has passed
+    source.send_shadow(alarm=True, switched_off=True)
+    spin_until(lambda: source.monitor.snapshot().shadow_alarms == 2)
+    assert source.levels()['shadow'].level == DiagnosticStatus.ERROR
+    assert source.levels()['shadow'].level == DiagnosticStatus.ERROR  # until a later one says so
+
+
+def test_a_cache_that_is_off_is_a_warning(source, spin_until):
+    source.send_step(1, time.monotonic_ns(), 10.0, off_reason='does not pay')
+    spin_until(lambda: source.monitor.snapshot().steps == 1)
+    status = source.levels()['cache']
+    assert status.level == DiagnosticStatus.WARN
+    assert 'does not pay' in status.message
+
+
+def test_signs_of_life_are_followed(executor, spin_until):
+    source = Source(executor, spin_until, heartbeat_timeout_s=0.3, heartbeat_nodes=['policy_node'])
+    assert source.levels()['nodes'].level == DiagnosticStatus.STALE
+
+    def beat(state: str) -> DiagnosticStatus:
+        source.beats.publish(Heartbeat(node='policy_node', state=state))
+        spin_until(lambda: source.monitor.snapshot().nodes['policy_node'].state == state)
+        return source.levels()['nodes']
+
+    assert beat('inactive').level == DiagnosticStatus.WARN
+    assert beat('active').level == DiagnosticStatus.OK
+    silent = source.monitor.snapshot().nodes['policy_node']
+    assert silent.silent_s is not None
+    assert silent.silent_s < 0.3
+    spin_until(lambda: source.levels()['nodes'].level == DiagnosticStatus.ERROR)
+    assert 'policy_node' in source.levels()['nodes'].message
+    assert beat('active').level == DiagnosticStatus.OK  # it came back

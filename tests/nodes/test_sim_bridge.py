@@ -8,16 +8,18 @@ from geometry_msgs.msg import PoseStamped
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.parameter import Parameter
-from rclpy.publisher import Publisher
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, JointState, TimeReference
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
-from trajectory_msgs.msg import JointTrajectory
+from vla_cache_interfaces.msg import ActionChunk as ActionChunkMessage
+from vla_cache_interfaces.msg import Heartbeat
 
 from vla_cache_ros.core.errors import SimulatorError
+from vla_cache_ros.core.types import ActionChunk
 from vla_cache_ros.nodes import qos
-from vla_cache_ros.nodes.conversions import actions_to_trajectory, stamp_to_ns
+from vla_cache_ros.nodes.chunk_messages import AXES, chunk_to_message, empty_chunk
+from vla_cache_ros.nodes.conversions import stamp_to_ns
 from vla_cache_ros.nodes.image_conversions import image_to_rgb
 from vla_cache_ros.nodes.sim_bridge import JOINT_NAMES, SimBridge
 
@@ -52,7 +54,7 @@ class Peer:
         ):
             self.received[name] = []
             qos.subscribe(node, kind, topic, self.received[name].append, profile)
-        self.commands = qos.publish(node, JointTrajectory, 'vla/action', qos.command())
+        self.commands = qos.publish(node, ActionChunkMessage, 'vla/action', qos.command())
         self.resets = 0
         self.known_instruction: str | None = None
         node.create_service(Trigger, '~/reset', self._on_reset)
@@ -75,7 +77,8 @@ class Peer:
     def activate(self) -> 'Peer':
         assert self.bridge.trigger_configure() == SUCCESS
         assert self.bridge.trigger_activate() == SUCCESS
-        publishers = [entity for _, entity in self.bridge._owned if isinstance(entity, Publisher)]
+        wanted = {subscription.topic_name for subscription in self.node.subscriptions}
+        publishers = [one for one in self.bridge.publishers if one.topic_name in wanted]
         assert len(publishers) == len(self.received)
         self.spin_until(
             lambda: (
@@ -114,7 +117,8 @@ class Peer:
 
     def command(self, stamp_ns: int, x: float = 0.5) -> None:
         action = np.array([[x, 0, 0, 0, 0, 0, 1]], np.float32)
-        self.commands.publish(actions_to_trajectory(action, stamp_ns))
+        chunk = ActionChunk(action, stamp_ns)
+        self.commands.publish(chunk_to_message(chunk, 20.0))
 
 
 @pytest.fixture
@@ -199,11 +203,40 @@ def test_command_for_another_state_is_not_executed(peer, env, spin_for):
     assert peer.expect_end()['late_commands'] == 1
 
 
-def test_command_that_is_not_finite_is_not_executed(peer, env, spin_for):
+@pytest.mark.parametrize(
+    ('actions', 'axes'),
+    [
+        ([float('nan')] * 7, AXES),
+        ([0.5] * 14, AXES),
+        ([], AXES),
+        ([0.5] * 6, AXES),
+        ([0.5] * 7, AXES[::-1]),
+        ([0.5] * 7, ()),
+    ],
+)
+def test_what_is_no_command_is_counted_and_not_executed(peer, env, spin_for, actions, axes):
     peer.activate().begin()
-    peer.command(FIRST_NS, x=float('nan'))
+    message = chunk_to_message(empty_chunk(FIRST_NS), 20.0)
+    message.actions, message.axes = actions, list(axes)
+    peer.commands.publish(message)
     spin_for(0.05)
     assert env.actions == []
+    peer.bridge.trigger_deactivate()
+    assert peer.expect_end()['refused_commands'] == 1
+
+
+def test_signs_of_life_tell_the_state(peer, spin_until):
+    states: list[str] = []
+
+    def hear(beat: Heartbeat) -> None:
+        states.append(beat.state)
+
+    qos.subscribe(peer.node, Heartbeat, 'sim_bridge/heartbeat', hear, qos.heartbeat())
+    spin_until(lambda: 'unconfigured' in states)
+    peer.bridge.trigger_configure()
+    spin_until(lambda: 'inactive' in states)
+    peer.bridge.trigger_activate()
+    spin_until(lambda: 'active' in states)
 
 
 def test_episode_end_is_published(peer, env):

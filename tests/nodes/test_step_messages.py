@@ -77,7 +77,7 @@ def test_each_camera_gets_its_own_patches(reused, age):
         np.concatenate([base.age_steps, wrist.age_steps]), np.minimum(ages, 65535)
     )
     ratio = (12 - len(reused)) / 12
-    assert step.groups == (GroupReuse(0, 1, 1.0), GroupReuse(1, 3, pytest.approx(ratio)))
+    assert step.groups == (GroupReuse(0, 1, 1.0), GroupReuse(1, 3, float(np.float32(ratio))))
     assert step.recompute_ratio == pytest.approx((1 + 2 * ratio) / 3)
 
 

@@ -103,7 +103,7 @@ class Graph:
             raise
 
     def _activate(self) -> None:
-        for node in (self.policy_node, self.sim_bridge):
+        for node in (self.command_guard, self.policy_node, self.sim_bridge):
             for transition in (node.trigger_configure, node.trigger_activate):
                 if transition() != TransitionCallbackReturn.SUCCESS:
                     raise ConfigError(

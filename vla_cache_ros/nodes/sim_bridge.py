@@ -18,26 +18,22 @@ from typing import Any, Protocol
 import numpy as np
 from geometry_msgs.msg import PoseStamped
 from numpy.typing import NDArray
-from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, JointState, TimeReference
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
-from trajectory_msgs.msg import JointTrajectory
+from vla_cache_interfaces.msg import ActionChunk
 
 from vla_cache_ros.core.errors import ObservationError, SimulatorError, VlaCacheError
 from vla_cache_ros.nodes import qos
-from vla_cache_ros.nodes.conversions import (
-    ns_to_stamp,
-    pose_message,
-    stamp_to_ns,
-    trajectory_to_actions,
-)
+from vla_cache_ros.nodes.chunk_messages import message_to_command
+from vla_cache_ros.nodes.conversions import ns_to_stamp, pose_message, stamp_to_ns
 from vla_cache_ros.nodes.image_conversions import rgb_to_image
+from vla_cache_ros.nodes.managed_node import ManagedNode
 from vla_cache_ros.nodes.parameter_tables.sim_bridge import SimBridgeParameters
 from vla_cache_ros.nodes.parameters import declare, read
 from vla_cache_ros.nodes.reset_handshake import ResetHandshake
-from vla_cache_ros.nodes.running import autostart, run_nodes, steady_timer
+from vla_cache_ros.nodes.running import run_nodes
 
 JOINT_NAMES = (
     *(f'panda_joint{index}' for index in range(1, 8)),
@@ -109,6 +105,7 @@ class EpisodeResult:
             failed, which says nothing about the policy.
         null_steps: Steps taken with the null action because no command came in time.
         late_commands: Commands that answered a state already left behind.
+        refused_commands: Commands that were not one action of finite numbers.
         wall_s: Wall time from the first frame to the end.
     """
 
@@ -123,6 +120,7 @@ class EpisodeResult:
     reason: str = ''
     null_steps: int = 0
     late_commands: int = 0
+    refused_commands: int = 0
     wall_s: float = 0.0
 
 
@@ -136,6 +134,7 @@ class _Episode:
     steps: int = 0
     null_steps: int = 0
     late_commands: int = 0
+    refused_commands: int = 0
     running: bool = False  # the first frame is out
 
     def result(self, reason: str, success: bool = False) -> EpisodeResult:
@@ -145,12 +144,13 @@ class _Episode:
             'reason': reason,
             'null_steps': self.null_steps,
             'late_commands': self.late_commands,
+            'refused_commands': self.refused_commands,
             'wall_s': time.monotonic() - self.began_s if self.running else 0.0,
         }
         return EpisodeResult(**(asdict(self.start) | changes))
 
 
-class SimBridge(LifecycleNode):
+class SimBridge(ManagedNode):
     """Runs a simulator.
 
     Publishes (relative names, remappable):
@@ -163,7 +163,7 @@ class SimBridge(LifecycleNode):
         ~/time_reference (sensor_msgs/TimeReference): with each pair of images, their stamp beside
             CLOCK_MONOTONIC, from which latencies are taken while simulated time stands still.
     Subscribes:
-        vla/action (trajectory_msgs/JointTrajectory of one point): the guarded command.
+        vla/action (vla_cache_interfaces/ActionChunk of one action): the guarded command.
     Serves:
         ~/reset (std_srvs/Trigger): start the episode that task, init_state and seed name.
     """
@@ -193,9 +193,7 @@ class SimBridge(LifecycleNode):
         self._gripper = -1.0
         self._command: NDArray[np.float32] | None = None
         self._listeners: list[Callable[[EpisodeResult], None]] = []
-        self._owned: list[tuple[Callable[[Any], Any], Any]] = []
-        if self._settings.autostart:
-            autostart(self)
+        self.supervise(self._settings)
 
     def add_episode_listener(
         self, listener: Callable[[EpisodeResult], None]
@@ -210,109 +208,58 @@ class SimBridge(LifecycleNode):
 
     # Lifecycle
 
-    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+    def allocate(self) -> None:
         """Build the environment and create every publisher and subscription."""
-        try:
-            self._settings = read(self, SimBridgeParameters)
-            self._env = self._env_factory(self._settings)
-            self._simulator = self._env.unwrapped
-        except VlaCacheError as error:
-            self.get_logger().error(f'configure failed: {error}')
-            return TransitionCallbackReturn.FAILURE
-        except Exception as error:
-            self.get_logger().error(f'configure failed: {type(error).__name__}: {error}')
-            raise
-        self._create_interfaces()
-        return super().on_configure(state)
+        parameters = self._settings = read(self, SimBridgeParameters)
+        self._env = self._env_factory(parameters)
+        self._simulator = self._env.unwrapped
+        self._image_publishers = {
+            camera: self.publisher(Image, f'camera/{camera}/image_raw', qos.frame())
+            for camera in parameters.camera_names
+        }
+        self._joint_publisher = self.publisher(JointState, 'joint_states', qos.state())
+        self._pose_publisher = self.publisher(PoseStamped, 'ee_pose', qos.state())
+        self._clock_publisher = self.publisher(Clock, '/clock', qos.clock())
+        self._instruction_publisher = self.publisher(String, 'vla/instruction', qos.latched())
+        self._episode_publisher = self.publisher(String, '~/episode', qos.report())
+        self._time_publisher = self.publisher(TimeReference, '~/time_reference', qos.report())
+        self._command_subscription = self.subscription(
+            ActionChunk, 'vla/action', self._on_command, qos.command()
+        )
+        self.service(Trigger, '~/reset', self._on_reset)
+        lockstep = parameters.mode == 'lockstep'
+        period_s = 1.0 / parameters.control_frequency_hz
+        self._step_timer = self.timer(
+            parameters.command_timeout_s if lockstep else period_s, self._step_alone
+        )
+        self._start_timer = self.timer(0.0, self._start_next)
+        self._step_timer.cancel()
+        self._start_timer.cancel()
+        self._handshake = self.own(
+            ResetHandshake(
+                self,
+                parameters.reset_services,
+                peers_present=self._peers_present,
+                timeout_s=parameters.peer_timeout_s,
+                done=self._begin_stepping,
+            ),
+            ResetHandshake.destroy,
+        )
 
-    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+    def start(self) -> None:
         """Become ready for resets; with `episodes` set, start the first."""
-        result = super().on_activate(state)
         self._settings = read(self, SimBridgeParameters)
         self._episodes_left = self._settings.episodes
         if self._episodes_left:
             self._start_timer.reset()
-        return result
 
-    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+    def stop(self) -> None:
         """End the episode; the simulator keeps its state."""
         self._end_episode('deactivate')
-        return super().on_deactivate(state)
 
-    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Free the simulator and everything that configure created."""
-        self._release()
-        return super().on_cleanup(state)
-
-    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Free everything, from whatever state."""
-        self._end_episode('deactivate')
-        self._release()
-        return super().on_shutdown(state)
-
-    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Free everything and go back to unconfigured."""
-        self._release()
-        super().on_error(state)
-        return TransitionCallbackReturn.SUCCESS
-
-    def destroy_node(self) -> None:
-        """Free the simulator, then destroy the node."""
-        self._close_env()
-        super().destroy_node()
-
-    def _create_interfaces(self) -> None:
-        parameters = self._settings
-
-        def publisher(kind: type, topic: str, profile: Any) -> Any:
-            created = qos.publish(self, kind, topic, profile)
-            self._owned.append((self.destroy_lifecycle_publisher, created))
-            return created
-
-        self._image_publishers = {
-            camera: publisher(Image, f'camera/{camera}/image_raw', qos.frame())
-            for camera in parameters.camera_names
-        }
-        self._joint_publisher = publisher(JointState, 'joint_states', qos.state())
-        self._pose_publisher = publisher(PoseStamped, 'ee_pose', qos.state())
-        self._clock_publisher = publisher(Clock, '/clock', qos.clock())
-        self._instruction_publisher = publisher(String, 'vla/instruction', qos.latched())
-        self._episode_publisher = publisher(String, '~/episode', qos.report())
-        self._time_publisher = publisher(TimeReference, '~/time_reference', qos.report())
-        self._command_subscription = qos.subscribe(
-            self, JointTrajectory, 'vla/action', self._on_command, qos.command()
-        )
-        self._owned.append((self.destroy_subscription, self._command_subscription))
-        service = self.create_service(Trigger, '~/reset', self._on_reset)
-        self._owned.append((self.destroy_service, service))
-        if parameters.mode == 'lockstep':
-            self._step_timer = steady_timer(self, parameters.command_timeout_s, self._step_alone)
-        else:
-            period_s = 1.0 / parameters.control_frequency_hz
-            self._step_timer = steady_timer(self, period_s, self._step_alone)
-        self._start_timer = steady_timer(self, 0.0, self._start_next)
-        for timer in (self._step_timer, self._start_timer):
-            timer.cancel()
-            self._owned.append((self.destroy_timer, timer))
-        self._handshake = ResetHandshake(
-            self,
-            parameters.reset_services,
-            peers_present=self._peers_present,
-            timeout_s=parameters.peer_timeout_s,
-            done=self._begin_stepping,
-        )
-
-    def _release(self) -> None:
-        """Free what configure allocated; idempotent."""
+    def release(self) -> None:
+        """Free the simulator."""
         self._episode = None
-        if self._owned:
-            self._handshake.destroy()
-        for destroy, entity in reversed(self._owned):
-            destroy(entity)
-        self._owned = []
-        self._close_env()
-
-    def _close_env(self) -> None:
         if self._env is not None:
             self._env.close()
         self._env = self._simulator = None
@@ -341,7 +288,7 @@ class SimBridge(LifecycleNode):
             UnknownNameError: There is no such task or initial state.
             SimulatorError: The simulator failed.
         """
-        if self._simulator is None or self._state_machine.current_state[1] != 'active':
+        if self._simulator is None or self.lifecycle_state != 'active':
             raise ObservationError('the simulator is not active; configure and activate it first.')
         self._end_episode('reset')
         options = {'task': task, 'init_state': init_state}
@@ -418,7 +365,7 @@ class SimBridge(LifecycleNode):
 
     # Control steps
 
-    def _on_command(self, message: JointTrajectory) -> None:
+    def _on_command(self, message: ActionChunk) -> None:
         episode = self._episode
         if episode is None or not episode.running:
             return
@@ -427,18 +374,15 @@ class SimBridge(LifecycleNode):
             episode.late_commands += 1
             return
         try:
-            actions = trajectory_to_actions(message)
-            if actions.shape[0] != 1 or not np.isfinite(actions).all():
-                raise ObservationError(
-                    f'a command is one action of finite numbers; got {actions.tolist()}.'
-                )
+            action = message_to_command(message)
         except ObservationError as error:
+            episode.refused_commands += 1
             self.get_logger().warning(f'command refused: {error}', throttle_duration_sec=1.0)
             return
         if lockstep:
-            self._step(actions[0])
+            self._step(action)
         else:
-            self._command = actions[0]
+            self._command = action
 
     def _step_alone(self) -> None:
         """Step without waiting any longer: realtime's period, or lockstep's timeout."""

@@ -36,3 +36,15 @@ class MonitorParameters:
         valid=(0.1, 600.0),
         read_only=True,
     )
+    heartbeat_nodes: tuple[str, ...] = parameter(
+        ('policy_node', 'command_guard'),
+        'Nodes whose signs of life are watched, by name within the namespace.',
+        read_only=True,
+    )
+    heartbeat_timeout_s: float = parameter(
+        1.0,
+        'Silence after which a node that was heard is reported as lost.',
+        unit='s',
+        valid=(0.05, 600.0),
+        read_only=True,
+    )
