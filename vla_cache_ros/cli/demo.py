@@ -196,7 +196,11 @@ class _Player:
                 ended.wall_s,
                 ended.reason,
             )
-            counts = {'null_steps': ended.null_steps, 'late_commands': ended.late_commands}
+            counts = {
+                'null_steps': ended.null_steps,
+                'late_commands': ended.late_commands,
+                'refused_commands': ended.refused_commands,
+            }
         except SimulatorError as error:
             outcome, steps, wall_s, note = 'simulator_error', 0, 0.0, str(error)
             counts = {}
@@ -207,6 +211,7 @@ class _Player:
         counts |= {
             'null_commands': snapshot.null_commands,
             'deadline_misses': snapshot.deadline_misses,
+            'late_refreshes': snapshot.late_refreshes,
             **{f'dropped: {reason}': count for reason, count in snapshot.drops.items()},
             **{f'guard: {reason}': count for reason, count in snapshot.guard.items()},
         }

@@ -1,10 +1,8 @@
-"""ROS messages <-> arrays: robot state, action chunks, stamps.
+"""ROS messages <-> arrays: robot state, stamps.
 
 Images are in image_conversions.py, so that guard and sink need not load OpenCV.
 """
 
-import array
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,13 +10,9 @@ from builtin_interfaces.msg import Time
 from geometry_msgs.msg import PoseStamped
 from numpy.typing import NDArray
 from sensor_msgs.msg import JointState
-from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from vla_cache_ros.core.errors import ObservationError
 from vla_cache_ros.core.types import Proprioception
-
-ACTION_NAMES = ('ee_x', 'ee_y', 'ee_z', 'ee_rx', 'ee_ry', 'ee_rz', 'gripper')
-"""What the seven numbers of an action are called in a JointTrajectory."""
 
 _NANOSECONDS = 1_000_000_000
 
@@ -71,53 +65,3 @@ def pose_message(
         float(value) for value in quaternion_xyzw
     )
     return message
-
-
-def actions_to_trajectory(
-    actions: NDArray[np.float32], stamp_ns: int, control_frequency_hz: float = math.inf
-) -> JointTrajectory:
-    """Build the message of an action chunk or of one command.
-
-    See docs/decisions/0003-action-topic.md for why it is a JointTrajectory.
-
-    Args:
-        actions: [T, 7]; T = 0 says "no action follows from this observation".
-        stamp_ns: A chunk: stamp of the image behind it. A command: time that it is meant for.
-        control_frequency_hz: Rate of the chunk's actions; point k is due k periods after the
-            chunk begins.
-    """
-    message = JointTrajectory()
-    message.header.stamp = ns_to_stamp(stamp_ns)
-    message.joint_names = list(ACTION_NAMES)
-    message.points = [
-        JointTrajectoryPoint(positions=array.array('d', action.tolist())) for action in actions
-    ]
-    for index, point in enumerate(message.points[1:], start=1):
-        sec, nanosec = divmod(round(index * _NANOSECONDS / control_frequency_hz), _NANOSECONDS)
-        point.time_from_start.sec, point.time_from_start.nanosec = sec, nanosec
-    return message
-
-
-def trajectory_to_actions(message: JointTrajectory) -> NDArray[np.float32]:
-    """Read an action chunk or a command.
-
-    NaN passes: the guard, which counts and reports it, is the one to refuse it.
-
-    Returns:
-        [T, 7] float32, T = 0 for an empty message.
-
-    Raises:
-        ObservationError: The names are not `ACTION_NAMES` or a point does not hold seven numbers.
-    """
-    if tuple(message.joint_names) != ACTION_NAMES:
-        raise ObservationError(
-            f'action names {list(message.joint_names)}; valid: {", ".join(ACTION_NAMES)}.'
-        )
-    for index, point in enumerate(message.points):
-        if len(point.positions) != len(ACTION_NAMES):
-            raise ObservationError(
-                f'action {index} holds {len(point.positions)} numbers; valid: {len(ACTION_NAMES)}.'
-            )
-    return np.array([point.positions for point in message.points], np.float32).reshape(
-        -1, len(ACTION_NAMES)
-    )
