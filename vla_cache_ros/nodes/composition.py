@@ -82,7 +82,11 @@ class Graph:
             self.executor = executor or make_executor()
 
             def create(node_class: Callable[..., Any], name: str, *factory: Any) -> Any:
-                values = {'use_sim_time': name != 'sim_bridge', **(overrides or {}).get(name, {})}
+                values = {
+                    'use_sim_time': name != 'sim_bridge',
+                    **(overrides or {}).get(name, {}),
+                    'autostart': False,  # the graph itself brings its nodes up
+                }
                 node = node_class(
                     *factory,
                     namespace=namespace,
