@@ -49,6 +49,7 @@ ROS_STAMP := $(STAMPS)/ros-$(call hash,requirements/ros.txt requirements/constra
 LIBERO_STAMP := $(STAMPS)/libero-$(call hash,requirements/libero.txt requirements/constraints.txt)
 SERVE_STAMP := $(STAMPS)/serve-$(call hash,requirements/serve.txt requirements/constraints.txt)
 RAY_STAMP := $(STAMPS)/ray-$(call hash,requirements/ray.txt requirements/constraints.txt)
+RECORD_STAMP := $(STAMPS)/record-$(call hash,requirements/record.txt requirements/constraints.txt)
 CLIENTS_STAMP := $(STAMPS)/clients-$(call hash,requirements/clients.txt)
 SIMPLER_STAMP := $(STAMPS)/simpler-$(call hash,requirements/simpler.txt requirements/vulkan.sh requirements/constraints.txt)
 DEMO_STAMP := $(STAMPS)/demo-$(call hash,requirements/demo.txt requirements/constraints.txt)
@@ -58,9 +59,9 @@ PACKAGE_STAMP := $(STAMPS)/package-$(call hash,setup.py vla_cache_ros/__init__.p
 
 # A sourced ROS 2 distribution brings its own rclpy: then the wheels stay out.
 ifdef ROS_DISTRO
-LAYERS := $(TORCH_STAMP) $(BASE_STAMP) $(VLA_STAMP) $(ENGINES_STAMP) $(LIBERO_STAMP) $(SERVE_STAMP) $(DEMO_STAMP)
+LAYERS := $(TORCH_STAMP) $(BASE_STAMP) $(VLA_STAMP) $(ENGINES_STAMP) $(LIBERO_STAMP) $(SERVE_STAMP) $(RECORD_STAMP) $(DEMO_STAMP)
 else
-LAYERS := $(TORCH_STAMP) $(BASE_STAMP) $(VLA_STAMP) $(ENGINES_STAMP) $(ROS_STAMP) $(LIBERO_STAMP) $(SERVE_STAMP) $(DEMO_STAMP)
+LAYERS := $(TORCH_STAMP) $(BASE_STAMP) $(VLA_STAMP) $(ENGINES_STAMP) $(ROS_STAMP) $(LIBERO_STAMP) $(SERVE_STAMP) $(RECORD_STAMP) $(DEMO_STAMP)
 endif
 
 .PHONY: help
@@ -157,6 +158,11 @@ $(LIBERO_STAMP): | $(BASE_STAMP)
 $(SERVE_STAMP): | $(BASE_STAMP)
 	@echo 'Set-up: the servers'
 	@$(PIP) -r requirements/serve.txt
+	@touch $@
+
+$(RECORD_STAMP): | $(BASE_STAMP)
+	@echo 'Set-up: recordings'
+	@$(PIP) -r requirements/record.txt
 	@touch $@
 
 $(RAY_STAMP): | $(BASE_STAMP)

@@ -33,9 +33,16 @@ DATASET = ['av>=12', 'pyarrow>=16']
 VLA = ['pillow>=10', 'timm>=1.0.20', 'tokenizers>=0.21', 'torchvision>=0.19']
 ENGINES = ['onnx>=1.18', 'onnxruntime>=1.23', 'onnxscript>=0.5', 'openvino>=2025.3']
 RAY = ['ray>=2.40']
+RECORD = ['lz4>=4', 'mcap>=1.2', 'mcap-ros2-support>=0.5', 'zstandard>=0.20']
 REPORT = ['av>=12', 'jinja2>=3.1', 'matplotlib>=3.8']
 SERVE = ['msgpack>=1.1', 'pillow>=10', 'starlette>=1.0', 'uvicorn>=0.40', 'websockets>=14']
-TEST = ['hypothesis>=6.100', 'pytest>=8', 'tensorrt-rtx-cu13>=1.7', 'transformers>=5']
+TEST = [
+    'hypothesis>=6.100',
+    'pytest>=8',
+    'rosbags>=0.10',
+    'tensorrt-rtx-cu13>=1.7',
+    'transformers>=5',
+]
 DEV = ['import-linter>=2.1', 'pyright>=1.1.400', 'ruff>=0.9']
 
 
@@ -109,8 +116,9 @@ setup(
         'report': REPORT,
         'serve': SERVE,
         'ray': RAY,
+        'record': RECORD,
         'test': TEST,
-        'dev': [*VLA, *ENGINES, *DATASET, *REPORT, *SERVE, *RAY, *TEST, *DEV],
+        'dev': [*VLA, *ENGINES, *DATASET, *REPORT, *SERVE, *RAY, *RECORD, *TEST, *DEV],
     },
     entry_points={
         'console_scripts': [

@@ -118,7 +118,10 @@ OPTIONAL_PACKAGES = {
     'jinja2': 'demo',
     'libero': 'libero',
     'mani_skill': 'simpler',
+    'lz4': 'record',
     'matplotlib': 'demo',
+    'mcap': 'record',
+    'mcap_ros2': 'record',
     'msgpack': 'serve',
     'mujoco': 'libero',
     'onnx': 'engines',
@@ -136,6 +139,7 @@ OPTIONAL_PACKAGES = {
     'tokenizers': 'vla',
     'torchvision': 'vla',
     'uvicorn': 'serve',
+    'zstandard': 'record',
 }
 
 
