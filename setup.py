@@ -127,8 +127,10 @@ setup(
             'sim_bridge = vla_cache_ros.nodes.sim_bridge:main',
             'command_guard = vla_cache_ros.nodes.command_guard:main',
             'monitor = vla_cache_ros.nodes.monitor:main',
+            'recorder = vla_cache_ros.nodes.recorder:main',
             'fault_injector = vla_cache_ros.nodes.fault_injector:main',
             'bringup = vla_cache_ros.nodes.bringup:main',
+            'bringup_manager = vla_cache_ros.nodes.bringup_manager:main',
         ],
     },
 )

@@ -31,11 +31,11 @@ from mcap.records import (
 
 from vla_cache_ros import __version__
 from vla_cache_ros.core.errors import RecordingError, UnknownNameError
+from vla_cache_ros.recording.limits import COMPRESSIONS
 
 MAGIC = b'\x89MCAP0\r\n'
 MESSAGE_HEAD = struct.Struct('<BQHIQQ')  # opcode, length, channel, sequence, log, publish time
 MESSAGE_FIELDS_BYTES = MESSAGE_HEAD.size - 9
-COMPRESSIONS = ('none', 'lz4', 'zstd')
 MAX_CHUNK_MESSAGES = 256
 """Messages of one chunk: two pieces each, and the kernel takes 1024 pieces at once."""
 

@@ -3,32 +3,13 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from vla_cache_ros.core.errors import RecordingError
 from vla_cache_ros.recording.container import Container, RawMessage, Topic
+from vla_cache_ros.recording.limits import MIB, WriterLimits
 
-MIB = 2**20
 MAX_FILES = 100_000
-
-
-@dataclass(frozen=True)
-class WriterLimits:
-    """When a file is full and when the disk is.
-
-    Attributes:
-        file_bytes: A file that has so many bytes is followed by the next one; 0: never.
-        file_s: A file that is so old is followed by the next one; 0: never.
-        min_free_bytes: The recording stops while the disk still has so many bytes free, so that
-            whatever else needs the disk goes on.
-        compression: none, lz4 or zstd.
-    """
-
-    file_bytes: int = 2048 * MIB
-    file_s: float = 600.0
-    min_free_bytes: int = 1024 * MIB
-    compression: str = 'none'
 
 
 class RecordingWriter:

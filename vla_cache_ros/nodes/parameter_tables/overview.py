@@ -2,10 +2,12 @@
 
 import dataclasses
 
+from vla_cache_ros.nodes.parameter_tables.bringup_manager import BringupParameters
 from vla_cache_ros.nodes.parameter_tables.command_guard import GuardParameters
 from vla_cache_ros.nodes.parameter_tables.fault_injector import FaultInjectorParameters
 from vla_cache_ros.nodes.parameter_tables.monitor import MonitorParameters
 from vla_cache_ros.nodes.parameter_tables.policy_node import PolicyParameters
+from vla_cache_ros.nodes.parameter_tables.recorder import RecorderParameters
 from vla_cache_ros.nodes.parameter_tables.sim_bridge import SimBridgeParameters
 from vla_cache_ros.nodes.parameters import default_text, type_name, valid_text
 
@@ -14,7 +16,9 @@ NODES: dict[str, type] = {
     'sim_bridge': SimBridgeParameters,
     'command_guard': GuardParameters,
     'monitor': MonitorParameters,
+    'bringup_manager': BringupParameters,
     'fault_injector': FaultInjectorParameters,
+    'recorder': RecorderParameters,
 }
 """Executable name -> its parameters."""
 
