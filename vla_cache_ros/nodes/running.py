@@ -1,7 +1,8 @@
 """Executors, autostart and the main function that all nodes share."""
 
-import contextlib
+import signal
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,10 +12,13 @@ from rclpy.clock_type import ClockType
 from rclpy.executors import Executor, ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 from rclpy.node import Node
+from rclpy.signals import SignalHandlerOptions
 
 from vla_cache_ros.core.errors import VlaCacheError
 
 _SPIN_TIMEOUT_S = 0.5
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_HEED_WITHIN_S = 1.0
 
 
 def make_executor() -> Executor:
@@ -59,31 +63,84 @@ def steady_timer(node: Node, period_s: float, callback: Callable[[], None]) -> A
 
 
 def run_nodes(*factories: Callable[[], Node], args: list[str] | None = None) -> int:
-    """Spin nodes in one process until it is told to stop.
+    """Spin nodes in one process until it is told to stop, by SIGINT or SIGTERM.
+
+    Active nodes are then deactivated, which is their safety action, and every lifecycle node is
+    shut down while its publishers still work: rclpy's own handlers would first close the context
+    and leave a robot without its last command.
 
     Returns:
         Exit status: 0, or 1 when a node could not start, its reason on stderr.
     """
     nodes: list[Node] = []
-    rclpy.init(args=args)
+    stop = StopSignals()
+    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     try:
         executor = make_executor()
         for factory in factories:
-            nodes.append(factory())
-            executor.add_node(nodes[-1])
-        spin(executor)
+            if not stop.told:
+                nodes.append(factory())
+                executor.add_node(nodes[-1])
+        spin(executor, until=lambda: stop.told)
     except VlaCacheError as error:
         sys.stderr.write(f'error: {error}\n')
         return 1
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
-    except Exception:
-        if rclpy.ok():
-            raise
-        # Told to stop while a node was still being made: what it wanted to create is refused.
     finally:
-        with contextlib.suppress(KeyboardInterrupt):  # a second Ctrl-C must not stop the clean-up
-            for node in reversed(nodes):
-                node.destroy_node()
-            rclpy.try_shutdown()
+        stop.ignore()
+        for node in reversed(nodes):
+            end(node)
+        rclpy.try_shutdown()
     return 0
+
+
+class StopSignals:
+    """SIGINT and SIGTERM as a flag that the loop looks at between two callbacks.
+
+    A second signal, when the first has not been heeded for a second (a model that loads), breaks
+    into the callback; the double signal of a terminal and a launch system does not.
+    """
+
+    def __init__(self) -> None:
+        """Take over both signals; only the main thread may."""
+        self._told_s: float | None = None
+        for number in _STOP_SIGNALS:
+            signal.signal(number, self._on_signal)
+
+    @property
+    def told(self) -> bool:
+        """Whether a signal came."""
+        return self._told_s is not None
+
+    def ignore(self) -> None:
+        """Let no further signal interrupt the clean-up."""
+        for number in _STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+    def _on_signal(self, *_: object) -> None:
+        now_s = time.monotonic()
+        if self._told_s is None:
+            self._told_s = now_s
+        elif now_s - self._told_s > _HEED_WITHIN_S:
+            raise KeyboardInterrupt
+
+
+def end(node: Node) -> None:
+    """Take a node through its last transitions and destroy it, whatever one of them raises."""
+    last_steps: list[Callable[[], Any]] = [node.destroy_node]
+    if isinstance(node, LifecycleNode):
+        last_steps.insert(0, lambda: _shut_down(node))
+    for step in last_steps:
+        try:
+            step()
+        except Exception as error:  # the next step and the next node have their turn
+            sys.stderr.write(f'{node.get_name()}: {type(error).__name__}: {error}\n')
+
+
+def _shut_down(node: LifecycleNode) -> None:
+    """Deactivate, then shut down, from whatever state."""
+    if node._state_machine.current_state[1] == 'active':
+        node.trigger_deactivate()
+    if node._state_machine.current_state[1] != 'finalized':
+        node.trigger_shutdown()
