@@ -49,6 +49,7 @@ GROUPS: Mapping[str, slice] = {'translation': slice(0, 3), 'rotation': slice(3, 
 GRIPPER = 6
 
 STATIC_FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
+PRESSURES = (0.0, 0.25, 0.5, 0.75, 1.0)
 DIFFERENCES = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2)
 NARROW_DECODER = DecoderConfig(width=512, layers=8, heads=8, kv_heads=8, mlp_width=1376)
 NARROW_TOWER_DEPTH = 2
@@ -114,8 +115,11 @@ def settings_of(model: Vla) -> dict[str, dict[str, ReuseConfig]]:
         schedule='fixed',
         fixed_ratios=(1.0,) * len(safe.prune_layers),
     )
+    pressures = {str(pressure): safe.under_pressure(pressure) for pressure in PRESSURES}
     return {
         'preset': {'safe': safe, 'paper': paper},
+        # Late refreshes; where the settings leave no room for them, nothing would be learnt.
+        **({} if safe.under_pressure(1.0) == safe else {'reuse_pressure': pressures}),
         'static_fraction': {
             str(share): replace(start, static_fraction=share) for share in STATIC_FRACTIONS
         },

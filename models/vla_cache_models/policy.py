@@ -110,6 +110,34 @@ class VlaPolicy:
         self._visible = None
         self._steps = 0
 
+    def set_pressure(self, pressure: float) -> None:
+        """Raise the reuse from the next step on, 0 not at all, 1 to its safe limit.
+
+        Raises:
+            ConfigError: The pressure is outside [0, 1].
+        """
+        self._controller.set_pressure(pressure)
+
+    def switch_off(self, reason: str) -> None:
+        """Have every step run dense, for that reason, until `switch_on`."""
+        self._controller.switch_off(reason)
+
+    def switch_on(self) -> None:
+        """Allow reuse again."""
+        self._controller.switch_on()
+
+    def dense_twin(self) -> 'VlaPolicy':
+        """A policy on the same weights that reuses nothing."""
+        return VlaPolicy(self._model.share(), ReuseConfig(enabled=False))
+
+    def follow(self, leader: 'VlaPolicy') -> None:
+        """Take over what the next action of another one depends on besides the observation.
+
+        Both then answer an observation alike, up to what the cache does: noise, ensemble and
+        gripper are the same.
+        """
+        self._model.follow(leader._model)
+
     @torch.inference_mode()
     def act(self, observation: Observation) -> ActionChunk:
         """Compute the next chunk.
@@ -165,6 +193,8 @@ class VlaPolicy:
             plan=planned.plan,
             flush_reason=planned.flush_reason,
             keyframe_reason=planned.keyframe_reason,
+            off_reason=planned.off_reason,
+            reuse_pressure=self._controller.pressure,
             frames=step.inputs.frames,
         )
         self._steps += 1

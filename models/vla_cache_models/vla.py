@@ -96,6 +96,10 @@ class Vla(Protocol):
         """
         ...
 
+    def follow(self, leader: Any) -> None:
+        """Take over the leader's noise, ensemble and gripper: the state between two steps."""
+        ...
+
     def prepare(self, observation: Observation) -> Inputs:
         """Turn an observation into the network's inputs; changes nothing that a step keeps.
 

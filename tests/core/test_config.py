@@ -1,6 +1,8 @@
 from dataclasses import fields, replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vla_cache_ros.core.config import PRESETS, ReuseConfig, baseline, preset
 from vla_cache_ros.core.errors import ConfigError, UnknownNameError
@@ -89,3 +91,32 @@ def test_baselines_differ_from_safe_in_one_setting():
     assert not preset('static_only').uses_relevance
     with pytest.raises(UnknownNameError, match='valid: static_only, random'):
         baseline('safe', safe)
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1), st.integers(0, 40))
+def test_pressure_raises_no_setting_beyond_its_limit(pressure, threshold, limit, postpone):
+    config = replace(
+        preset('safe'),
+        difference_threshold=threshold,
+        difference_threshold_limit=limit,
+        keyframe_postpone_steps=postpone,
+    )
+    late = config.under_pressure(pressure)
+    assert threshold <= late.difference_threshold <= max(threshold, limit)
+    assert config.keyframe_period_steps is not None
+    assert config.age_limit_steps is not None
+    assert late.keyframe_period_steps is not None
+    postponed = late.keyframe_period_steps - config.keyframe_period_steps
+    assert 0 <= postponed <= min(postpone, config.age_limit_steps)
+    unchanged = {
+        'difference_threshold': threshold,
+        'keyframe_period_steps': config.keyframe_period_steps,
+    }
+    assert replace(late, **unchanged) == config
+    assert config.under_pressure(0.0) == config
+
+
+@pytest.mark.parametrize('name', PRESETS)
+def test_the_named_presets_have_no_room_for_pressure(name):
+    config = preset(name)
+    assert config.under_pressure(1.0) == config

@@ -1,3 +1,4 @@
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from vla_cache_ros.core.config import ReuseConfig, preset
 from vla_cache_ros.core.controller import ReuseController
 from vla_cache_ros.core.errors import ConfigError, ObservationError, VlaCacheError
 from vla_cache_ros.core.layout import CameraSpan, TokenLayout
+from vla_cache_ros.core.patches import prepare_frame
 from vla_cache_ros.core.plan import PatchStatus
 
 SIDE, PATCH, LAYERS = 3, 4, 4
@@ -443,3 +445,95 @@ def test_only_the_step_planned_last_can_be_widened():
     controller.plan(make_images(), TASK)
     with pytest.raises(VlaCacheError, match='returned last'):
         controller.widen(step, step.plan)
+
+
+# Pressure and switching off by hand
+
+
+LATE = replace(SAFE, difference_threshold_limit=0.1, keyframe_postpone_steps=4)
+
+
+@given(st.floats(0, 1), st.integers(1, 12), st.integers(0, 10_000))
+def test_pressure_reuses_more_but_nothing_protected_too_old_or_beyond_the_limit(
+    pressure, age_limit, seed
+):
+    """Whatever the pressure, what is reused lies within the settings' own limits."""
+    config = replace(
+        LATE, age_limit_steps=age_limit, keyframe_postpone_steps=0, similarity_threshold=0.0
+    )
+    rng = np.random.default_rng(seed)
+    calm, late = make_controller(config), make_controller(config)
+    late.set_pressure(pressure)
+    for _ in range(2 * age_limit):
+        images = {
+            name: (image + rng.integers(0, 40)).astype(np.uint8)
+            for name, image in make_images().items()
+        }
+        relevance = rng.random(LAYOUT.num_vision).astype(np.float32)
+        reused = []
+        for controller in (calm, late):
+            # Both decide from the same record, so that the decisions alone differ.
+            controller._reference = late._reference and copy.deepcopy(late._reference)
+            step = controller.plan(images, TASK)
+            kept = np.setdiff1d(EVERY, step.plan.recompute[-1]) - LAYOUT.vision[0]
+            assert not (step.plan.status[kept] == PatchStatus.PROTECTED).any()
+            assert (step.plan.age[kept] < age_limit).all()
+            if controller._reference is not None and step.mode == 'cached':
+                change = controller._reference.compare(prepare_frame(images, LAYOUT))
+                limit = controller.config.under_pressure(controller.pressure)
+                assert (change.difference[kept] <= limit.difference_threshold).all()
+                assert limit.difference_threshold <= 0.1
+            reused.append(len(kept))
+            controller.commit(step, relevance=relevance)
+        assert reused[1] >= reused[0]
+
+
+@given(
+    st.lists(st.integers(0, 60), min_size=1, max_size=20),
+    st.sampled_from(['safe', 'paper', 'paper_openvla']),
+)
+def test_without_pressure_or_without_a_limit_plans_are_as_before(levels, name):
+    config = replace(preset(name, LAYERS), auto_off=False)
+    plain, pressed = make_controller(config), make_controller(config)
+    pressed.set_pressure(1.0)
+    limited = make_controller(
+        replace(config, difference_threshold_limit=1.0)
+    )  # allowed much, asked for nothing
+    for level in levels:
+        plans = [
+            run_step(controller, make_images(100 + level)).plan
+            for controller in (plain, pressed, limited)
+        ]
+        for other in plans[1:]:
+            assert all(
+                np.array_equal(a, b)
+                for a, b in zip(plans[0].recompute, other.recompute, strict=True)
+            )
+
+
+def test_pressure_postpones_periodic_keyframes_up_to_its_limit():
+    config = replace(LATE, keyframe_period_steps=3)
+    for pressure, gap in ((0.0, 3), (0.5, 5), (1.0, 7)):
+        controller = make_controller(config)
+        controller.set_pressure(pressure)
+        modes = [run_step(controller).mode for _ in range(gap + 1)]
+        assert modes == ['keyframe', *['cached'] * (gap - 1), 'keyframe']
+
+
+@pytest.mark.parametrize('pressure', [-0.1, 1.1, float('nan')])
+def test_a_pressure_out_of_range_is_refused(pressure):
+    with pytest.raises(ConfigError, match='pressure'):
+        make_controller().set_pressure(pressure)
+
+
+def test_what_is_switched_off_stays_dense_until_switched_on():
+    controller = make_controller(steps=3)
+    controller.switch_off('shadow: too far from dense')
+    for _ in range(3):
+        step = run_step(controller)
+        assert (step.mode, step.off_reason) == ('dense', 'shadow: too far from dense')
+        assert dense(step)
+    controller.flush('reset')
+    assert run_step(controller).mode == 'dense'
+    controller.switch_on()
+    assert [run_step(controller).mode for _ in range(2)] == ['keyframe', 'cached']

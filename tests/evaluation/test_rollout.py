@@ -1,15 +1,13 @@
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from cli_fakes import FakeEnv, FakePolicy
 
 from vla_cache_ros.core.errors import ConfigError, SimulatorError
-from vla_cache_ros.core.types import ActionChunk
-from vla_cache_ros.evaluation.episode import Divergence, EpisodeSpec
+from vla_cache_ros.core.shadow import Divergence
+from vla_cache_ros.evaluation.episode import EpisodeSpec
 from vla_cache_ros.evaluation.rollout import (
     default_execute_steps,
-    diverge,
     reset_options,
     run_episode,
 )
@@ -49,16 +47,6 @@ def test_the_dense_policy_sees_every_observation_and_changes_nothing():
     assert [step.divergence for step in row.trace] == [Divergence(0.0, 0.0, 0)] * 3
     alone = run_episode(env(), FakePolicy('safe'), SPEC)
     assert alone.trace == tuple(replace(step, divergence=None) for step in row.trace)
-
-
-def test_divergence_is_that_of_the_executed_actions():
-    actions, reference = np.zeros((2, 7), np.float32), np.zeros((8, 7), np.float32)
-    actions[1, 2], reference[0, 6], actions[0, 6], reference[5] = 0.6, -1.0, 1.0, 9.0
-    found = diverge(actions, ActionChunk(reference, 0))
-    assert found is not None
-    assert found == Divergence(pytest.approx(0.05), pytest.approx(0.6), 1)
-    reference[0, 0] = np.nan
-    assert diverge(actions, ActionChunk(reference, 0)) is None
 
 
 def test_nan_action_is_the_policys_failure():

@@ -197,3 +197,52 @@ def test_unknown_device_is_refused() -> None:
 def test_unknown_dtype_is_refused() -> None:
     with pytest.raises(UnknownNameError, match='bfloat16'):
         load_policy('anywhere', dtype='int3')
+
+
+# Pressure, switching off, the dense twin
+
+
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 1000), steps=st.integers(1, 4))
+def test_what_shadow_mode_switched_off_equals_the_dense_twin_bit_for_bit(
+    seed: int, steps: int
+) -> None:
+    policy = make_policy(**ALWAYS_ON)
+    twin = policy.dense_twin()
+    rng = np.random.default_rng(seed)
+    observations = [make_observation(rng) for _ in range(steps)]
+    for observation in observations:
+        policy.act(observation)
+        policy.act(observation)
+    policy.switch_off('too far from dense')
+    for observation in observations:
+        twin.follow(policy)
+        chunk = policy.act(observation)
+        assert chunk.report is not None
+        assert (chunk.report.mode, chunk.report.off_reason) == ('dense', 'too far from dense')
+        assert np.array_equal(chunk.actions, twin.act(observation).actions)
+        assert np.array_equal(chunk.actions, plain_actions(policy, observation))
+
+
+def test_the_dense_twin_does_not_disturb_what_it_watches(rng: np.random.Generator) -> None:
+    watched, alone = make_policy(**ALWAYS_ON), make_policy(**ALWAYS_ON)
+    twin = watched.dense_twin()
+    for observation in [make_observation(rng)] * 3 + [make_observation(rng)] * 2:
+        twin.follow(watched)
+        chunk = watched.act(observation)
+        twin.act(observation)
+        assert np.array_equal(chunk.actions, alone.act(observation).actions)
+
+
+def test_pressure_is_reported_and_does_nothing_under_the_published_rules(
+    rng: np.random.Generator,
+) -> None:
+    model = SmallVla(make_checkpoint(tiny_config()))
+    assert model.preset('safe').difference_threshold_limit == 0.03
+    plain, pressed = (VlaPolicy(model.share(), model.preset('paper')) for _ in range(2))
+    pressed.set_pressure(1.0)
+    for observation in [make_observation(rng)] * 3:
+        chunk = pressed.act(observation)
+        assert chunk.report is not None
+        assert chunk.report.reuse_pressure == 1.0
+        assert np.array_equal(chunk.actions, plain.act(observation).actions)

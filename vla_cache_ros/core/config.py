@@ -51,6 +51,10 @@ class ReuseConfig:
             age_limit_steps, so that they do not all expire in one step and make it a slow one.
         keyframe_period_steps: Everything is recomputed at least this often; None: only at the
             start of an episode (published).
+        difference_threshold_limit: What `difference_threshold` may be raised to under pressure
+            (late refreshes), [0, 1]; no more than it is: it stays.
+        keyframe_postpone_steps: Steps by which a periodic keyframe may be put off under pressure,
+            within age_limit_steps, which bounds every token's age by itself; without one, none.
         camera_motion_fraction: Where more than this share of a camera's patches changed, the
             camera moves and is recomputed whole, [0, 1]; 1: never (published).
         auto_off: Whether the reuse switches itself off where it does not pay.
@@ -78,6 +82,8 @@ class ReuseConfig:
     age_limit_steps: int | None = 16
     age_stagger_steps: int = 0
     keyframe_period_steps: int | None = 64
+    difference_threshold_limit: float = 0.0
+    keyframe_postpone_steps: int = 0
     camera_motion_fraction: float = 0.9
     auto_off: bool = True
     auto_off_window_steps: int = 64
@@ -94,6 +100,7 @@ class ReuseConfig:
         for name in (
             'similarity_threshold',
             'difference_threshold',
+            'difference_threshold_limit',
             'static_fraction',
             'protected_fraction',
             'growth',
@@ -112,7 +119,7 @@ class ReuseConfig:
             f'at least 0 and below age_limit_steps ({self.age_limit_steps})',
         )
         self._require('gain', math.isfinite(self.gain) and self.gain >= 0, 'finite and >= 0')
-        for name in ('relevance_layer', 'choice_seed'):
+        for name in ('relevance_layer', 'choice_seed', 'keyframe_postpone_steps'):
             self._require(name, getattr(self, name) >= 0, 'at least 0')
         layers = self.prune_layers
         self._require(
@@ -142,6 +149,31 @@ class ReuseConfig:
     def _require(self, name: str, holds: bool, valid: str) -> None:
         if not holds:
             raise ConfigError(f'{name} is {getattr(self, name)!r}; valid: {valid}.')
+
+    def under_pressure(self, pressure: float) -> 'ReuseConfig':
+        """The settings for late refreshes: more reuse, within the limits that these allow.
+
+            threshold = threshold_0 + p max(0, limit - threshold_0)
+            keyframe period = period_0 + floor(p min(postpone, age limit))
+
+        Relevance, age limits and the camera-motion guard stay as they are.
+
+        Args:
+            pressure: p, in [0, 1]; at 0 these very settings.
+
+        Raises:
+            ConfigError: The pressure is outside [0, 1].
+        """
+        if not 0 <= pressure <= 1:
+            raise ConfigError(f'pressure is {pressure!r}; valid: in [0, 1].')
+        threshold, period = self.difference_threshold, self.keyframe_period_steps
+        limit = max(threshold, self.difference_threshold_limit)
+        postpone = min(self.keyframe_postpone_steps, self.age_limit_steps or 0)
+        return replace(
+            self,
+            difference_threshold=min(limit, threshold + pressure * (limit - threshold)),
+            keyframe_period_steps=None if period is None else period + int(pressure * postpone),
+        )
 
     @property
     def uses_entropy(self) -> bool:

@@ -92,6 +92,9 @@ class ReuseController:
         self.layout = layout
         self.num_layers = num_layers
         self.config = config
+        self._effective = config
+        self._pressure = 0.0
+        self._off_reason = ''
         self._clock = clock
         self._auto_off = AutoOff(config)
         self._reference: PatchReference | None = None
@@ -207,6 +210,28 @@ class ReuseController:
         self._auto_off.record(step.mode == 'cached', step_ms + commit_ms)
         return commit_ms
 
+    @property
+    def pressure(self) -> float:
+        """How far late refreshes have raised the reuse: 0 not at all, 1 to its safe limit."""
+        return self._pressure
+
+    def set_pressure(self, pressure: float) -> None:
+        """Raise the reuse from the next step on, within the limits of the settings.
+
+        Raises:
+            ConfigError: The pressure is outside [0, 1].
+        """
+        self._effective = self.config.under_pressure(pressure)
+        self._pressure = pressure
+
+    def switch_off(self, reason: str) -> None:
+        """Have every step run dense, for that reason, until `switch_on`."""
+        self._off_reason = reason
+
+    def switch_on(self) -> None:
+        """Allow reuse again; the next step is a keyframe."""
+        self._off_reason = ''
+
     def flush(self, reason: str) -> None:
         """Take the cache as empty; the next step is a keyframe and reports the reason."""
         self._reference = None
@@ -218,7 +243,9 @@ class ReuseController:
         self._flush_reason = reason
 
     def _decide(self, images: Mapping[str, NDArray[np.uint8]], started: float) -> PlannedStep:
-        off_reason = self._auto_off.reason if self.config.enabled else 'switched off'
+        off_reason = 'switched off'
+        if self.config.enabled:
+            off_reason = self._off_reason or self._auto_off.reason
         if off_reason:
             self._reference = None
             self._pending_frame = None
@@ -243,7 +270,7 @@ class ReuseController:
         change = self._reference.compare(frame)
         compared = self._clock()
         inputs = PlanInputs(change, self._reference.age, self._relevance, self._ratios)
-        plan = make_plan(inputs, self.config, self.layout, self.num_layers)
+        plan = make_plan(inputs, self._effective, self.layout, self.num_layers)
         self._pending_rule = plan
         if self._random is not None:
             plan = self._random.draw(plan, self.layout)
@@ -259,7 +286,7 @@ class ReuseController:
     def _keyframe_reason(self) -> str:
         if self._reference is None:
             return 'probe' if self._auto_off.probing else 'first step'
-        period = self.config.keyframe_period_steps
+        period = self._effective.keyframe_period_steps
         if period is not None and self._steps_since_keyframe >= period:
             return 'period'
         if self.config.uses_relevance and self._relevance is None:

@@ -84,6 +84,8 @@ class StepReport:
         plan: The reuse plan that was executed.
         flush_reason: Why the cache was flushed before this step; empty when it was not.
         keyframe_reason: Why everything was recomputed although a cache existed; empty otherwise.
+        off_reason: Why reuse is switched off; empty while it is on.
+        reuse_pressure: How far late refreshes have raised the reuse, 0 to 1 (its safe limit).
         frames: Camera name -> the picture that the patches of the plan are cut from, uint8
             [S, S, 3]: cropped or mirrored where the model's training data were.
     """
@@ -94,6 +96,8 @@ class StepReport:
     plan: ReusePlan
     flush_reason: str = ''
     keyframe_reason: str = ''
+    off_reason: str = ''
+    reuse_pressure: float = 0.0
     frames: Mapping[str, NDArray[np.uint8]] = field(
         default_factory=dict[str, NDArray[np.uint8]], repr=False, compare=False
     )

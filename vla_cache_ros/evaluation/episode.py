@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from vla_cache_ros.core.shadow import Divergence
 from vla_cache_ros.core.types import StepReport
 
 UNDISTURBED = 'none'
@@ -49,23 +50,6 @@ class EpisodeSpec:
     def name(self) -> TaskName:
         """The task."""
         return TaskName(self.suite, self.task)
-
-
-@dataclass(frozen=True)
-class Divergence:
-    """How a cached chunk differs from the dense chunk of the same observation.
-
-    Over the executed actions, in action units.
-
-    Attributes:
-        mean: Mean absolute difference of the six deltas.
-        max: Greatest of them.
-        gripper_flips: Actions whose gripper command has another sign.
-    """
-
-    mean: float
-    max: float
-    gripper_flips: int
 
 
 @dataclass(frozen=True)

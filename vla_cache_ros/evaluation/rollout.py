@@ -12,12 +12,12 @@ import numpy as np
 
 from vla_cache_ros.core.errors import ConfigError, SimulatorError
 from vla_cache_ros.core.protocols import Policy
-from vla_cache_ros.core.types import ActionChunk, Observation, Proprioception
+from vla_cache_ros.core.shadow import compare_actions
+from vla_cache_ros.core.types import Observation, Proprioception
 from vla_cache_ros.evaluation.arms import parse_arm
 from vla_cache_ros.evaluation.environment import Environment
 from vla_cache_ros.evaluation.episode import (
     UNDISTURBED,
-    Divergence,
     EpisodeRow,
     EpisodeSpec,
     PolicyStep,
@@ -69,7 +69,7 @@ def run_episode(
             divergence = None
             if dense is not None:
                 with watch.policy():
-                    divergence = diverge(actions, dense.act(observation))
+                    divergence = compare_actions(actions, dense.act(observation).actions)
             trace.append(PolicyStep.of(chunk.report, steps, divergence))
         if not np.isfinite(chunk.actions).all():
             outcome, note = 'failure', f'the chunk at step {steps} holds NaN or infinity'
@@ -135,20 +135,6 @@ def to_observation(
 def default_execute_steps(policy: Policy) -> int:
     """Actions executed of each chunk: what the policy says, else half of its chunk."""
     return int(getattr(policy, 'execute_steps', max(1, policy.chunk_size // 2)))
-
-
-def diverge(actions: np.ndarray, dense: ActionChunk) -> Divergence | None:
-    """Compare the actions that will be executed, [n, 7], with the dense policy's.
-
-    Returns:
-        None where either holds NaN or infinity: there is no distance to speak of.
-    """
-    reference = dense.actions[: len(actions)]
-    if not (np.isfinite(actions).all() and np.isfinite(reference).all()):
-        return None
-    difference = np.abs(actions[:, :6] - reference[:, :6])
-    flips = np.sign(actions[:, 6]) != np.sign(reference[:, 6])
-    return Divergence(float(difference.mean()), float(difference.max()), int(flips.sum()))
 
 
 class _Stopwatch:

@@ -74,6 +74,10 @@ class AdaptiveEnsemble:
         """Forget the chunks; call it where an episode starts."""
         self._chunks.clear()
 
+    def follow(self, leader: 'AdaptiveEnsemble') -> None:
+        """Remember the chunks that the leader remembers."""
+        self._chunks = leader._chunks.copy()
+
     def combine(self, chunk: NDArray[np.floating]) -> NDArray[np.floating]:
         """Take in a chunk and give the present action.
 

@@ -104,5 +104,13 @@ class CogAct(PrismaticVla):
         if self._ensemble is not None:
             self._ensemble.reset()
 
+    def follow(self, leader: PrismaticVla) -> None:
+        """Take over the leader's noise, ensemble and gripper."""
+        super().follow(leader)
+        assert isinstance(leader, CogAct)
+        self._noise.follow(leader._noise)
+        if self._ensemble is not None and leader._ensemble is not None:
+            self._ensemble.follow(leader._ensemble)
+
     def _layout_of(self, prompt_length: int) -> TokenLayout:
         return cogact_layout(self.cameras, self._network.vision.grid, prompt_length)

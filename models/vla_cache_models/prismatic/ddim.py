@@ -158,6 +158,10 @@ class NoiseSource:
         """Begin again; call it where an episode starts."""
         self._generator.manual_seed(self._seed)
 
+    def follow(self, leader: 'NoiseSource') -> None:
+        """Draw next what the leader draws next."""
+        self._generator.set_state(leader._generator.get_state())
+
     def draw(self, shape: tuple[int, ...], device: torch.device | str = 'cpu') -> Tensor:
         """Noise of the given shape, float32."""
         return torch.randn(shape, generator=self._generator).to(device)

@@ -1,5 +1,6 @@
 """What the three models have in common behind `VlaPolicy`."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -185,6 +186,12 @@ class PrismaticVla(ABC):
     def reset(self) -> None:
         """Forget the gripper's state."""
         self._interface.embodiment.reset()
+
+    def follow(self, leader: 'PrismaticVla') -> None:
+        """Take over the leader's gripper."""
+        embodiment = self._interface.embodiment
+        gripper = copy.copy(leader._interface.embodiment.gripper)
+        self._interface = replace(self._interface, embodiment=replace(embodiment, gripper=gripper))
 
     @property
     def network(self) -> Any:

@@ -21,6 +21,13 @@ from vla_cache_ros.core.kv_cache import KVCache
 from vla_cache_ros.core.layout import TokenLayout
 from vla_cache_ros.core.types import Observation, Proprioception
 
+LATE_DIFFERENCE_THRESHOLD = 0.03
+"""Limit of `safe` under pressure, by docs/benchmarks.md: the last threshold at which fewer than
+one in a hundred of the gripper's commands differ from the dense ones."""
+
+LATE_KEYFRAME_POSTPONE_STEPS = 16
+"""Of `safe` under pressure: one age limit, within which every token was recomputed anyway."""
+
 
 class SmallVla:
     """See `vla_cache_models.vla.Vla`."""
@@ -84,7 +91,14 @@ class SmallVla:
     def preset(self, name: str) -> ReuseConfig:
         """A reuse preset with the relevance layer that this network was trained with."""
         reuse = preset(name, self._config.decoder.layers)
-        return replace(reuse, relevance_layer=self._config.relevance_layer)
+        reuse = replace(reuse, relevance_layer=self._config.relevance_layer)
+        if name != 'safe':
+            return reuse
+        return replace(
+            reuse,
+            difference_threshold_limit=LATE_DIFFERENCE_THRESHOLD,
+            keyframe_postpone_steps=LATE_KEYFRAME_POSTPONE_STEPS,
+        )
 
     def prepare(self, observation: Observation) -> Inputs:
         """Resize the images, encode the instruction, normalise the proprioception.
@@ -136,6 +150,9 @@ class SmallVla:
     def network(self) -> Any:
         """The network."""
         return self._network
+
+    def follow(self, leader: 'SmallVla') -> None:
+        """Nothing: a chunk depends on its observation alone."""
 
     def share(self, network: Any = None) -> 'SmallVla':
         """Another one on the same weights, with a tower cache of its own."""

@@ -167,3 +167,17 @@ def test_off_needs_no_probe(rng: np.random.Generator) -> None:
     _, report = act(VlaPolicy(vla, ReuseConfig(enabled=False)), make_observation(rng))
     assert report.mode == 'dense'
     assert report.plan.is_dense
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_a_dense_twin_that_follows_answers_as_its_leader(
+    name: str, rng: np.random.Generator
+) -> None:
+    leader = make_policy(name, 'off')
+    twin = leader.dense_twin()
+    for is_watched in (True, False, True):  # the twin sees some of the steps alone
+        observation = make_observation(rng)
+        twin.follow(leader)
+        actions = leader.act(observation).actions
+        if is_watched:
+            assert np.array_equal(twin.act(observation).actions, actions)

@@ -142,3 +142,10 @@ def test_noise_repeats_from_reset_to_reset_and_not_within() -> None:
     assert torch.equal(source.draw((1, 16, 7)), second)
     assert not torch.equal(NoiseSource(4).draw((1, 16, 7)), first)
     assert first.dtype == torch.float32
+
+
+def test_a_source_that_follows_draws_what_its_leader_draws():
+    leader, follower = NoiseSource(3), NoiseSource(4)
+    leader.draw((1, 16, 7))
+    follower.follow(leader)
+    assert torch.equal(follower.draw((1, 16, 7)), leader.draw((1, 16, 7)))
