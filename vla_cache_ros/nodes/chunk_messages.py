@@ -2,18 +2,23 @@
 
 A chunk carries the stamp of the observation behind it, twice. A command is a chunk of one action
 whose header holds the control step that it is meant for; image_stamp is still the observation.
+
+Reading goes by the fields alone: a recording is read by the same functions, without ROS.
 """
 
 import array
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from vla_cache_interfaces.msg import ActionChunk as ActionChunkMessage
 
 from vla_cache_ros.core.errors import ObservationError
 from vla_cache_ros.core.types import ActionChunk
 from vla_cache_ros.nodes.conversions import ns_to_stamp, stamp_to_ns
+
+if TYPE_CHECKING:
+    from vla_cache_interfaces.msg import ActionChunk as ActionChunkMessage
 
 AXES = ('ee_x', 'ee_y', 'ee_z', 'ee_rx', 'ee_ry', 'ee_rz', 'gripper')
 """What the seven numbers of an action are called."""
@@ -29,7 +34,7 @@ def empty_chunk(stamp_ns: int, instruction: str = '') -> ActionChunk:
 
 def chunk_to_message(
     chunk: ActionChunk, control_frequency_hz: float, step_ns: int | None = None
-) -> ActionChunkMessage:
+) -> 'ActionChunkMessage':
     """Build the message of a chunk or of one command.
 
     Args:
@@ -38,6 +43,8 @@ def chunk_to_message(
         step_ns: The control step that the first action is meant for; default: the observation's
             own stamp, as in a chunk.
     """
+    from vla_cache_interfaces.msg import ActionChunk as ActionChunkMessage
+
     message = ActionChunkMessage()
     message.header.stamp = ns_to_stamp(chunk.stamp_ns if step_ns is None else step_ns)
     message.image_stamp = ns_to_stamp(chunk.stamp_ns)
@@ -51,7 +58,7 @@ def chunk_to_message(
     return message
 
 
-def message_to_chunk(message: ActionChunkMessage) -> ActionChunk:
+def message_to_chunk(message: 'ActionChunkMessage') -> ActionChunk:
     """Read a chunk or a command; its own stamp is the observation's.
 
     NaN among the actions passes: the guard, which counts and reports it, is the one to refuse it.
@@ -88,7 +95,7 @@ def message_to_chunk(message: ActionChunkMessage) -> ActionChunk:
     )
 
 
-def message_to_command(message: ActionChunkMessage) -> NDArray[np.float32]:
+def message_to_command(message: 'ActionChunkMessage') -> NDArray[np.float32]:
     """Read the guarded command: exactly one action of finite numbers.
 
     Returns:

@@ -1,35 +1,41 @@
 """ROS messages <-> arrays: robot state, stamps.
 
-Images are in image_conversions.py, so that guard and sink need not load OpenCV.
+Images are in image_conversions.py, so that guard and sink need not load OpenCV. Reading goes by
+the fields alone: a recording is read by the same functions, without ROS.
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from builtin_interfaces.msg import Time
-from geometry_msgs.msg import PoseStamped
 from numpy.typing import NDArray
-from sensor_msgs.msg import JointState
 
 from vla_cache_ros.core.errors import ObservationError
 from vla_cache_ros.core.types import Proprioception
 
+if TYPE_CHECKING:
+    from builtin_interfaces.msg import Time
+    from geometry_msgs.msg import PoseStamped
+    from sensor_msgs.msg import JointState
+
 _NANOSECONDS = 1_000_000_000
 
 
-def stamp_to_ns(stamp: Time) -> int:
+def stamp_to_ns(stamp: 'Time') -> int:
     """Nanoseconds of a stamp."""
     return stamp.sec * _NANOSECONDS + stamp.nanosec
 
 
-def ns_to_stamp(stamp_ns: int) -> Time:
+def ns_to_stamp(stamp_ns: int) -> 'Time':
     """Stamp of so many nanoseconds."""
+    from builtin_interfaces.msg import Time
+
     sec, nanosec = divmod(stamp_ns, _NANOSECONDS)
     return Time(sec=sec, nanosec=nanosec)
 
 
 def to_proprioception(
-    joints: JointState, pose: PoseStamped, gripper_joint_names: Sequence[str]
+    joints: 'JointState', pose: 'PoseStamped', gripper_joint_names: Sequence[str]
 ) -> Proprioception:
     """Read the arm's state.
 
@@ -55,8 +61,10 @@ def to_proprioception(
 
 def pose_message(
     position_m: NDArray[np.float32], quaternion_xyzw: NDArray[np.float32], frame_id: str
-) -> PoseStamped:
+) -> 'PoseStamped':
     """Build a pose message; the caller sets its stamp."""
+    from geometry_msgs.msg import PoseStamped
+
     message = PoseStamped()
     message.header.frame_id = frame_id
     point, orientation = message.pose.position, message.pose.orientation
