@@ -1,8 +1,9 @@
 """SIMPLER's Google robot, on the older SimplerEnv in a Python environment of the user's own."""
 
 import os
+from collections.abc import Sequence
 
-from vla_cache_ros.core.errors import SimulatorError
+from vla_cache_ros.core.errors import SimulatorError, UnknownNameError
 from vla_cache_sim.remote.client import RemoteEnvironment
 from vla_cache_sim.remote.process import package_versions, python_worker
 from vla_cache_sim.suites import find_suite
@@ -30,7 +31,12 @@ def google_robot_python() -> str:
     return python
 
 
-def make_env(suite: str, task: int = 0, image_size_px: int = IMAGE_HEIGHT_PX) -> RemoteEnvironment:
+def make_env(
+    suite: str,
+    task: int = 0,
+    image_size_px: int = IMAGE_HEIGHT_PX,
+    cameras: Sequence[str] | None = None,
+) -> RemoteEnvironment:
     """Start the Google robot.
 
     Args:
@@ -38,17 +44,23 @@ def make_env(suite: str, task: int = 0, image_size_px: int = IMAGE_HEIGHT_PX) ->
         task: Task index in the suite.
         image_size_px: Not used: images are 512 x 640, the published camera; checkpoints resize
             them by themselves.
+        cameras: Cameras that somebody counts on; it always shows all that it has.
 
     Raises:
-        UnknownNameError: There is no such suite.
+        UnknownNameError: There is no such suite or camera.
         ConfigError: There is no such task.
         SimulatorError: The environment is not there, or cannot render.
     """
-    return RemoteEnvironment(
+    env = RemoteEnvironment(
         python_worker(google_robot_python(), 'google_robot.py:make'),
         {'suite': find_suite(suite, 'google_robot').name, 'task': task},
         hint=HINT,
     )
+    for camera in cameras or ():
+        if camera not in env.cameras:
+            env.close()
+            raise UnknownNameError('camera', camera, env.cameras)
+    return env
 
 
 def versions() -> dict[str, str]:

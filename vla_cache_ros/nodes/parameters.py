@@ -6,6 +6,7 @@ and docs/parameters.md. The tables lie in `parameter_tables`.
 """
 
 import dataclasses
+import difflib
 import typing
 from typing import Any, TypeVar
 
@@ -97,8 +98,30 @@ def declare(node: Node, table: type[ValuesT]) -> ValuesT:
                 f'valid: {valid_text(field) or type_name(table, field.name)}.'
             ) from error
     values = read(node, table)
+    _warn_of_undeclared(node, table)
     node.add_on_set_parameters_callback(lambda changes: _check_choices(table, changes))
     return values
+
+
+def _warn_of_undeclared(node: Node, table: type) -> None:
+    """Name what a file or the command line sets and nothing reads: ROS itself says nothing.
+
+    What every node of a process is given at once (autostart) concerns some of them alone.
+    """
+    shared = {*fields_of(ManagedParameters), 'use_sim_time', 'start_type_description_service'}
+    for name in sorted(node._parameter_overrides):
+        if name in shared or name in fields_of(table) or name.startswith('qos_overrides.'):
+            continue
+        close = difflib.get_close_matches(name, fields_of(table), n=1)
+        node.get_logger().warning(
+            f'parameter {name} is set and has no effect: {node.get_name()} has none of that name.'
+            + (f' Did you mean {close[0]}?' if close else '')
+        )
+
+
+def fields_of(table: type) -> dict[str, dataclasses.Field[Any]]:
+    """Name of a parameter -> its declaration."""
+    return {field.name: field for field in dataclasses.fields(table)}
 
 
 def read(node: Node, table: type[ValuesT]) -> ValuesT:

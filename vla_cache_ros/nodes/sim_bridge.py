@@ -438,12 +438,13 @@ class SimBridge(ManagedNode):
             self._step_timer.reset()
 
     def _publish_state(self, arm: Mapping[str, NDArray[Any]], stamp: Any) -> None:
-        joints = JointState(name=list(JOINT_NAMES))
+        joints = JointState()
         joints.header.stamp = stamp
         joints.position = [
-            *arm['joint_position_rad'].tolist(),
+            *arm.get('joint_position_rad', np.empty(0)).tolist(),  # LIBERO's alone
             *arm['gripper_position_m'].tolist(),
         ]
+        joints.name = list(JOINT_NAMES[-len(joints.position) :])
         pose = pose_message(arm['ee_position_m'], arm['ee_quaternion_xyzw'], 'world')
         pose.header.stamp = stamp
         self._pose_publisher.publish(pose)
@@ -451,15 +452,15 @@ class SimBridge(ManagedNode):
 
 
 def load_env(parameters: SimBridgeParameters) -> Any:
-    """Make the environment of a LIBERO suite.
+    """Make the environment of a suite, in whatever simulator.
 
     Raises:
-        UnknownNameError: There is no such suite or task.
+        UnknownNameError: There is no such suite, task or camera.
         SimulatorError: The simulator is not installed.
     """
-    from vla_cache_sim.libero import make_env
+    from vla_cache_sim.simulators import simulator_module
 
-    return make_env(
+    return simulator_module(parameters.suite).make_env(
         parameters.suite,
         parameters.task,
         image_size_px=parameters.image_size_px,

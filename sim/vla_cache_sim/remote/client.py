@@ -84,6 +84,16 @@ class RemoteEnvironment(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         """The worker's process id."""
         return self._process.pid
 
+    @property
+    def scene(self) -> 'RemoteEnvironment':
+        """What tells the robot's state: this environment itself, by its `proprioception`."""
+        return self
+
+    def proprioception(self) -> dict[str, np.ndarray]:
+        """The present observation without its images; the worker renders them all the same."""
+        observation = self.observe()
+        return {key: observation[key] for key in observation if key not in self.cameras}
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
