@@ -124,6 +124,7 @@ setup(
         'console_scripts': [
             'vla-cache = vla_cache_ros.cli.main:main',
             'policy_node = vla_cache_ros.nodes.policy_node:main',
+            'camera_node = vla_cache_ros.nodes.camera_node:main',
             'sim_bridge = vla_cache_ros.nodes.sim_bridge:main',
             'command_guard = vla_cache_ros.nodes.command_guard:main',
             'monitor = vla_cache_ros.nodes.monitor:main',

@@ -47,6 +47,10 @@ class CameraError(VlaCacheError):
     """A camera, video file or image folder cannot be opened or has stopped giving frames."""
 
 
+class PictureError(CameraError):
+    """One picture of a source is damaged; the next one may not be."""
+
+
 class RobotError(VlaCacheError):
     """A robot's description or state cannot be used: no such joint or link, out of reach."""
 

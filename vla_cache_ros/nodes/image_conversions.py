@@ -2,21 +2,26 @@
 
 Images are read in place where their encoding allows (rgb8, rgba8): the array is a view of the
 message's own memory, whatever its row step. All others are converted once, by OpenCV.
+
+Reading goes by the fields alone: a recording is read by the same functions, without ROS.
 """
 
 import array
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-from builtin_interfaces.msg import Time
 from numpy.typing import NDArray
-from sensor_msgs.msg import CompressedImage, Image
 
 from vla_cache_ros.core.errors import ObservationError
+from vla_cache_ros.nodes.cameras.calibration import Calibration
 from vla_cache_ros.nodes.image_files import MAX_PIXELS, check_rgb, decode_image, encode_image
+
+if TYPE_CHECKING:
+    from builtin_interfaces.msg import Time
+    from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ ENCODINGS: dict[str, Encoding] = {
 """Valid image encodings."""
 
 
-def image_to_rgb(message: Image) -> NDArray[np.uint8]:
+def image_to_rgb(message: 'Image') -> NDArray[np.uint8]:
     """Read an image message.
 
     Returns:
@@ -117,7 +122,9 @@ def image_to_rgb(message: Image) -> NDArray[np.uint8]:
     return encoding.to_rgb(pixels).astype(np.uint8, copy=False)
 
 
-def compressed_to_rgb(message: CompressedImage, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+def compressed_to_rgb(
+    message: 'CompressedImage', max_pixels: int = MAX_PIXELS
+) -> NDArray[np.uint8]:
     """Read a compressed image: JPEG, PNG or WebP, whatever `format` calls it.
 
     `format` is e.g. 'jpeg' or, from image_transport, 'rgb8; jpeg compressed bgr8': the encoding
@@ -146,7 +153,7 @@ def compressed_to_rgb(message: CompressedImage, max_pixels: int = MAX_PIXELS) ->
     return pixels
 
 
-def rgb_to_image(pixels: NDArray[np.uint8], stamp: Time, frame_id: str) -> Image:
+def rgb_to_image(pixels: NDArray[np.uint8], stamp: 'Time', frame_id: str) -> 'Image':
     """Build an rgb8 message with one copy of the pixels.
 
     Args:
@@ -157,6 +164,8 @@ def rgb_to_image(pixels: NDArray[np.uint8], stamp: Time, frame_id: str) -> Image
     Raises:
         ObservationError: The array is not an RGB image.
     """
+    from sensor_msgs.msg import Image
+
     check_rgb(pixels)
     message = Image()
     message.header.stamp = stamp
@@ -169,8 +178,8 @@ def rgb_to_image(pixels: NDArray[np.uint8], stamp: Time, frame_id: str) -> Image
 
 
 def rgb_to_compressed(
-    pixels: NDArray[np.uint8], stamp: Time, frame_id: str, name: str = 'jpeg', quality: int = 90
-) -> CompressedImage:
+    pixels: NDArray[np.uint8], stamp: 'Time', frame_id: str, name: str = 'jpeg', quality: int = 90
+) -> 'CompressedImage':
     """Build a compressed message, with the format string that image_transport writes.
 
     Args:
@@ -184,6 +193,8 @@ def rgb_to_compressed(
         ConfigError: Unknown format.
         ObservationError: The array is not an RGB image.
     """
+    from sensor_msgs.msg import CompressedImage
+
     message = CompressedImage()
     message.header.stamp = stamp
     message.header.frame_id = frame_id
@@ -192,7 +203,21 @@ def rgb_to_compressed(
     return message
 
 
-def _check_size(message: Image, encoding: Encoding) -> None:
+def calibration_to_info(calibration: Calibration, stamp: 'Time', frame_id: str) -> 'CameraInfo':
+    """Build the message of a calibration, for the picture of that stamp."""
+    from sensor_msgs.msg import CameraInfo
+
+    message = CameraInfo()
+    message.header.stamp = stamp
+    message.header.frame_id = frame_id
+    message.width, message.height = calibration.size_px
+    message.distortion_model = calibration.distortion_model
+    message.d = list(calibration.d)
+    message.k, message.r, message.p = calibration.k, calibration.r, calibration.p
+    return message
+
+
+def _check_size(message: 'Image', encoding: Encoding) -> None:
     least = encoding.least_side_px
     if message.height < least or message.width < least:
         what = 'empty' if 0 in (message.height, message.width) else 'too small'

@@ -3,6 +3,7 @@
 import dataclasses
 
 from vla_cache_ros.nodes.parameter_tables.bringup_manager import BringupParameters
+from vla_cache_ros.nodes.parameter_tables.camera_node import CameraParameters
 from vla_cache_ros.nodes.parameter_tables.command_guard import GuardParameters
 from vla_cache_ros.nodes.parameter_tables.fault_injector import FaultInjectorParameters
 from vla_cache_ros.nodes.parameter_tables.monitor import MonitorParameters
@@ -13,6 +14,7 @@ from vla_cache_ros.nodes.parameters import default_text, type_name, valid_text
 
 NODES: dict[str, type] = {
     'policy_node': PolicyParameters,
+    'camera_node': CameraParameters,
     'sim_bridge': SimBridgeParameters,
     'command_guard': GuardParameters,
     'monitor': MonitorParameters,

@@ -1,0 +1,1 @@
+"""Where camera_node's images come from, and how a source that fails is brought back."""
