@@ -81,7 +81,8 @@ def run(options: Options) -> None:
     """Keep the graph running, and sample it."""
     options.out.mkdir(parents=True, exist_ok=True)
     samples_path = options.out / 'samples.jsonl'
-    samples_path.unlink(missing_ok=True)
+    for path in (samples_path, *options.out.glob('*.log')):
+        path.unlink(missing_ok=True)
     with node_processes(options.out) as processes, samples_path.open('a') as file:
         observed = Observed(processes)
         for spec in soak_nodes(options.out, options.suite, options.stand_in):

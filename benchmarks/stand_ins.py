@@ -3,12 +3,14 @@
     python benchmarks/stand_ins.py simulator '{"steps": 1000}' --ros-args ..
     python benchmarks/stand_ins.py policy '{"inference_ms": 10}' --ros-args ..
 
-What is measured with them is the middleware and the nodes, not a model. `load` runs the
-package's own policy instead; in both, a file called `stall` or `nan` in `faults` makes each step
-late or its actions NaN for as long as it lies there.
+What is measured with them is the middleware and the nodes, not a model. `source` sends chunks
+without looking, `all` is the whole graph in one process, and `load` runs the package's own
+policy; in a policy, a file called `stall` or `nan` in `faults` makes each step late, or its
+actions NaN, for as long as it lies there.
 """
 
 import json
+import math
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -21,6 +23,7 @@ from vla_cache_ros.core.layout import CameraSpan, TokenLayout
 from vla_cache_ros.core.types import ActionChunk, Observation
 
 CHUNK = 8
+CHUNKS_HZ = 10.0
 STALL_S = 0.2
 
 
@@ -141,25 +144,61 @@ class FaultyPolicy:
         return chunk
 
 
+def chunk_source(settings: StandIn, chunks_hz: float) -> Any:
+    """A node under the policy's name that sends chunks by the clock alone."""
+    from vla_cache_interfaces.msg import ActionChunk as ActionChunkMessage
+
+    from vla_cache_ros.nodes import qos
+    from vla_cache_ros.nodes.chunk_messages import chunk_to_message
+    from vla_cache_ros.nodes.managed_node import ManagedNode
+    from vla_cache_ros.nodes.parameter_tables.policy_node import PolicyParameters
+    from vla_cache_ros.nodes.parameters import declare
+
+    class ChunkSource(ManagedNode):
+        def __init__(self) -> None:
+            super().__init__('policy_node')
+            self._settings = declare(self, PolicyParameters)
+            self.supervise(self._settings)
+
+        def allocate(self) -> None:
+            rate_hz = self._settings.control_frequency_hz
+            self._actions = np.zeros((math.ceil(2 * rate_hz / chunks_hz), 7), np.float32)
+            self._actions[:, 0] = settings.motion
+            self._chunks = self.publisher(ActionChunkMessage, 'vla/action_chunk', qos.command())
+            self.timer(1 / chunks_hz, self._send)
+
+        def _send(self) -> None:
+            now_ns = self.get_clock().now().nanoseconds
+            chunk = ActionChunk(self._actions, now_ns, instruction=StandInEnv.instruction)
+            self._chunks.publish(chunk_to_message(chunk, self._settings.control_frequency_hz))
+
+    return ChunkSource()
+
+
 def main() -> int:
-    """Run one node around a stand-in."""
+    """Run one node around a stand-in, or with `all` the whole graph in this process."""
+    from vla_cache_ros.nodes.command_guard import CommandGuardNode
+    from vla_cache_ros.nodes.policy_loading import load_policy
+    from vla_cache_ros.nodes.policy_node import PolicyNode
     from vla_cache_ros.nodes.running import run_nodes
+    from vla_cache_ros.nodes.sim_bridge import SimBridge
 
     kind, settings = sys.argv[1], StandIn(**json.loads(sys.argv[2]))
     settings = replace(settings, cameras=tuple(settings.cameras))
-    if kind == 'simulator':
-        from vla_cache_ros.nodes.sim_bridge import SimBridge
 
-        return run_nodes(lambda: SimBridge(lambda _: StandInEnv(settings)))
+    def policy(parameters: Any) -> Any:
+        made = load_policy(parameters) if kind == 'load' else StandInPolicy(settings)
+        return FaultyPolicy(made, Path(settings.faults)) if settings.faults else made
 
-    from vla_cache_ros.nodes.policy_loading import load_policy
-    from vla_cache_ros.nodes.policy_node import PolicyNode
-
-    def make(parameters: Any) -> Any:
-        policy = StandInPolicy(settings) if kind == 'policy' else load_policy(parameters)
-        return FaultyPolicy(policy, Path(settings.faults)) if settings.faults else policy
-
-    return run_nodes(lambda: PolicyNode(make))
+    factories = {
+        'simulator': lambda: SimBridge(lambda _: StandInEnv(settings)),
+        'policy': lambda: PolicyNode(policy),
+        'guard': CommandGuardNode,
+        'source': lambda: chunk_source(settings, CHUNKS_HZ),
+    }
+    if kind == 'all':
+        return run_nodes(*(factories[name] for name in ('guard', 'policy', 'simulator')))
+    return run_nodes(factories['policy' if kind == 'load' else kind])
 
 
 if __name__ == '__main__':

@@ -1,6 +1,6 @@
 """A process that writes down what a running graph says, with the moment it was received.
 
-    python benchmarks/node_graph/observer.py EVENTS.jsonl --ros-args ..
+    python benchmarks/node_graph/observer.py EVENTS.jsonl [TOPIC ..] --ros-args ..
 
 Reads orders from stdin, one JSON object a line: {"fault": name} sets the injector's fault,
 {"instruction": text} publishes one, {"episode": [task, init_state]} begins an episode of the
@@ -13,6 +13,7 @@ import json
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -36,11 +37,12 @@ HEARTBEATS = ('policy_node', 'sim_bridge', 'command_sink', 'recorder')
 class Observer(Node):
     """Subscribes to commands, reports and announcements, and writes each of them down."""
 
-    def __init__(self, events: TextIO) -> None:
+    def __init__(self, events: TextIO, topics: Sequence[str] = ()) -> None:
         """Subscribe.
 
         Args:
             events: Where the lines go.
+            topics: What it listens to; none: everything.
         """
         super().__init__('observer')
         self._events = events
@@ -56,8 +58,9 @@ class Observer(Node):
             (String, 'sim_bridge/episode', self._on_episode, qos.report()),
             (TwistStamped, 'servo_node/delta_twist_cmds', self._on_twist, qos.report()),
         ):
-            self.create_subscription(kind, topic, callback, profile)
-        for node in HEARTBEATS:
+            if topic in topics or not topics:
+                self.create_subscription(kind, topic, callback, profile)
+        for node in HEARTBEATS if not topics else ():
             self.create_subscription(
                 Heartbeat, f'{node}/heartbeat', self._on_beat, qos.heartbeat()
             )
@@ -179,7 +182,8 @@ class Observer(Node):
 def main() -> int:
     """Observe until told to stop."""
     with Path(sys.argv[1]).open('a', encoding='utf-8') as events:
-        return run_nodes(lambda: Observer(events))
+        topics = sys.argv[2 : sys.argv.index('--ros-args')]
+        return run_nodes(lambda: Observer(events, topics))
 
 
 if __name__ == '__main__':

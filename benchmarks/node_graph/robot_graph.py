@@ -7,7 +7,7 @@ behind it run as beside a real arm: no /clock, no lockstep, nobody waits.
 import json
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -127,11 +127,12 @@ class EventLog:
 class Observed:
     """A graph's processes and what the observer has written about them."""
 
-    def __init__(self, processes: NodeProcesses, **spec: Any) -> None:
+    def __init__(self, processes: NodeProcesses, topics: Sequence[str] = (), **spec: Any) -> None:
         """Start the observer.
 
         Args:
             processes: Where it runs.
+            topics: What it listens to; default: everything it knows.
             **spec: More about its process, e.g. a prefix.
         """
         path = processes.folder / 'events.jsonl'
@@ -143,7 +144,7 @@ class Observed:
             NodeSpec(
                 'observer',
                 'node_graph/observer.py',
-                arguments=(str(path),),
+                arguments=(str(path), *topics),
                 environment={'PYTHONPATH': str(ROOT / 'benchmarks')},
                 **spec,
             ),
