@@ -34,6 +34,7 @@ VLA = ['pillow>=10', 'timm>=1.0.20', 'tokenizers>=0.21', 'torchvision>=0.19']
 ENGINES = ['onnx>=1.18', 'onnxruntime>=1.23', 'onnxscript>=0.5', 'openvino>=2025.3']
 RAY = ['ray>=2.40']
 RECORD = ['lz4>=4', 'mcap>=1.2', 'mcap-ros2-support>=0.5', 'zstandard>=0.20']
+ROBOT = ['pin>=3.0']
 REPORT = ['av>=12', 'jinja2>=3.1', 'matplotlib>=3.8']
 SERVE = ['msgpack>=1.1', 'pillow>=10', 'starlette>=1.0', 'uvicorn>=0.40', 'websockets>=14']
 TEST = [
@@ -117,8 +118,9 @@ setup(
         'serve': SERVE,
         'ray': RAY,
         'record': RECORD,
+        'robot': ROBOT,
         'test': TEST,
-        'dev': [*VLA, *ENGINES, *DATASET, *REPORT, *SERVE, *RAY, *RECORD, *TEST, *DEV],
+        'dev': [*VLA, *ENGINES, *DATASET, *REPORT, *SERVE, *RAY, *RECORD, *ROBOT, *TEST, *DEV],
     },
     entry_points={
         'console_scripts': [
@@ -127,6 +129,8 @@ setup(
             'camera_node = vla_cache_ros.nodes.camera_node:main',
             'sim_bridge = vla_cache_ros.nodes.sim_bridge:main',
             'command_guard = vla_cache_ros.nodes.command_guard:main',
+            'command_sink = vla_cache_ros.nodes.command_sink:main',
+            'kinematics_node = vla_cache_ros.nodes.kinematics_node:main',
             'monitor = vla_cache_ros.nodes.monitor:main',
             'recorder = vla_cache_ros.nodes.recorder:main',
             'fault_injector = vla_cache_ros.nodes.fault_injector:main',

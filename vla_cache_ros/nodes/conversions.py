@@ -60,7 +60,7 @@ def to_proprioception(
 
 
 def pose_message(
-    position_m: NDArray[np.float32], quaternion_xyzw: NDArray[np.float32], frame_id: str
+    position_m: NDArray[np.floating], quaternion_xyzw: NDArray[np.floating], frame_id: str
 ) -> 'PoseStamped':
     """Build a pose message; the caller sets its stamp."""
     from geometry_msgs.msg import PoseStamped

@@ -4,7 +4,7 @@ pinocchio is imported with the first arm, not with this module: a node that send
 needs none of it. See docs/decisions/0011-kinematics.md.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,7 +123,7 @@ class Kinematics:
         """The axis-angle vector [3] of a rotation [3, 3], at most pi long."""
         return self._pin.log3(rotation)
 
-    def ordered(self, names: Sequence[str], positions: Sequence[float]) -> NDArray[np.float64]:
+    def ordered(self, names: Iterable[str], positions: Iterable[float]) -> NDArray[np.float64]:
         """Pick the chain's joints out of a joint state.
 
         Returns:

@@ -5,7 +5,9 @@ import dataclasses
 from vla_cache_ros.nodes.parameter_tables.bringup_manager import BringupParameters
 from vla_cache_ros.nodes.parameter_tables.camera_node import CameraParameters
 from vla_cache_ros.nodes.parameter_tables.command_guard import GuardParameters
+from vla_cache_ros.nodes.parameter_tables.command_sink import SinkParameters
 from vla_cache_ros.nodes.parameter_tables.fault_injector import FaultInjectorParameters
+from vla_cache_ros.nodes.parameter_tables.kinematics_node import KinematicsParameters
 from vla_cache_ros.nodes.parameter_tables.monitor import MonitorParameters
 from vla_cache_ros.nodes.parameter_tables.policy_node import PolicyParameters
 from vla_cache_ros.nodes.parameter_tables.recorder import RecorderParameters
@@ -17,6 +19,8 @@ NODES: dict[str, type] = {
     'camera_node': CameraParameters,
     'sim_bridge': SimBridgeParameters,
     'command_guard': GuardParameters,
+    'command_sink': SinkParameters,
+    'kinematics_node': KinematicsParameters,
     'monitor': MonitorParameters,
     'bringup_manager': BringupParameters,
     'fault_injector': FaultInjectorParameters,
