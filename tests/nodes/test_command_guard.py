@@ -25,6 +25,7 @@ pytestmark = pytest.mark.ros
 
 PERIOD_NS = 50_000_000
 SECOND_NS = 1_000_000_000
+UNWATCHED = {'heartbeat_timeout_periods': 0.0}
 NULL = [0, 0, 0, 0, 0, 0, -1]
 
 
@@ -236,7 +237,7 @@ def test_reset_forgets_the_chunk(arm, spin_until):
 
 
 def test_timer_sends_null_actions_while_the_policy_is_silent(executor, spin_until, spin_for):
-    arm = Arm(executor, spin_until, spin_for, control_frequency_hz=100.0)
+    arm = Arm(executor, spin_until, spin_for, control_frequency_hz=100.0, **UNWATCHED)
     for _ in range(3):
         action, status = arm.next_command()
         assert action == NULL
@@ -244,7 +245,15 @@ def test_timer_sends_null_actions_while_the_policy_is_silent(executor, spin_unti
 
 
 def test_timer_plays_a_chunk_once_and_then_rests(executor, spin_until, spin_for):
-    arm = Arm(executor, spin_until, spin_for, control_frequency_hz=50.0, actions_per_chunk=4)
+    arm = Arm(
+        executor,
+        spin_until,
+        spin_for,
+        control_frequency_hz=50.0,
+        actions_per_chunk=4,
+        run_on_steps=0,
+        **UNWATCHED,
+    )
     arm.send(chunk(), arm.guard.get_clock().now().nanoseconds)
 
     def moves() -> list[np.ndarray]:
@@ -257,7 +266,7 @@ def test_timer_plays_a_chunk_once_and_then_rests(executor, spin_until, spin_for)
 
 
 def test_timer_follows_simulated_time(executor, spin_until, spin_for):
-    arm = Arm(executor, spin_until, spin_for, use_sim_time=True)
+    arm = Arm(executor, spin_until, spin_for, use_sim_time=True, **UNWATCHED)
     spin_until(arm.clock.get_subscription_count)
     arm.clock.publish(Clock(clock=ns_to_stamp(SECOND_NS)))
     spin_for(0.1)

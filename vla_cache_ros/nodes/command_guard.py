@@ -1,31 +1,41 @@
 """The command guard as a node: what reaches the robot is finite, in limits, fresh, never repeated.
 
-It hands out the actions of the newest chunk one by one and sends the null action when there is
-none, so that a silent policy means an arm at rest. It is small on purpose: no torch, no model, up
-before anything else and alive after everything else.
+It hands out the actions of chunks one per control step, and the null action when there is none,
+so that a silent policy means an arm at rest. It is small on purpose: no torch, no OpenCV, no
+model, up before anything else and alive after everything else. What to send is decided in
+core/command_loop.py.
+
+Timer pacing counts its periods from the activation on: a late command does not shift those after
+it, and periods that were missed are skipped, not made up for. It runs on the steady clock, which
+no correction of the wall's clock stops, or on simulated time where use_sim_time is set.
 """
 
+import json
 import time
-from collections import Counter
 from typing import Any
 
+from geometry_msgs.msg import PoseStamped
+from rclpy.node import Node
 from sensor_msgs.msg import JointState
+from std_msgs.msg import String
 from std_srvs.srv import Trigger
 from vla_cache_interfaces.msg import ActionChunk as ActionChunkMessage
-from vla_cache_interfaces.msg import GuardStatus
+from vla_cache_interfaces.msg import GuardStatus, Heartbeat
 
-from vla_cache_ros.core.action_queue import ActionQueue
+from vla_cache_ros.core.command_loop import StepCommand
 from vla_cache_ros.core.errors import ObservationError
-from vla_cache_ros.core.guard import CommandGuard, GuardConfig
 from vla_cache_ros.core.types import ActionChunk
 from vla_cache_ros.nodes import qos
 from vla_cache_ros.nodes.chunk_messages import chunk_to_message, message_to_chunk
 from vla_cache_ros.nodes.conversions import stamp_to_ns
+from vla_cache_ros.nodes.e_stop import EmergencyStop
+from vla_cache_ros.nodes.guard_settings import make_loop
 from vla_cache_ros.nodes.managed_node import ManagedNode
 from vla_cache_ros.nodes.parameter_tables.command_guard import GuardParameters
 from vla_cache_ros.nodes.parameters import declare, read
+from vla_cache_ros.nodes.realtime import freeze_garbage, set_priority
 from vla_cache_ros.nodes.report_messages import CommandReport, guard_to_message
-from vla_cache_ros.nodes.running import run_nodes
+from vla_cache_ros.nodes.running import run_nodes, steady_timer
 
 
 class CommandGuardNode(ManagedNode):
@@ -33,17 +43,25 @@ class CommandGuardNode(ManagedNode):
 
     Subscribes (relative names, remappable):
         vla/action_chunk (vla_cache_interfaces/ActionChunk); one without actions revokes the rest.
-        joint_states (sensor_msgs/JointState), in state pacing: each asks for one command.
+        vla/instruction (std_msgs/String): another task's chunks are refused.
+        joint_states (sensor_msgs/JointState): in state pacing, each asks for one command; with
+            joint limits, what they are checked against.
+        ee_pose (geometry_msgs/PoseStamped), with a workspace.
+        vla/e_stop (std_msgs/Bool): true stops and latches; false does not release.
+        policy_node/heartbeat (vla_cache_interfaces/Heartbeat), by parameter.
     Publishes:
         vla/action (vla_cache_interfaces/ActionChunk of one action): the command, stamped with the
             state it answers (state pacing) or the time it was sent (timer pacing).
         vla/status (vla_cache_interfaces/GuardStatus): each command, and what was changed.
+        vla/committed (vla_cache_interfaces/ActionChunk), in prefix execution, at each takeover and
+            revocation: the actions that run next, stamped with the step the first is due at.
     Serves:
-        ~/reset (std_srvs/Trigger): forget chunk and clock.
+        ~/reset (std_srvs/Trigger): forget chunk and clock; answers with the instruction known.
+        ~/e_stop, ~/release_e_stop (std_srvs/Trigger), in every lifecycle state.
     """
 
     def __init__(self, node_name: str = 'command_guard', **node_arguments: Any) -> None:
-        """Declare the parameters; nothing else is allocated before `configure`.
+        """Declare the parameters, and serve the emergency stop.
 
         Args:
             node_name: Name of the node.
@@ -54,98 +72,168 @@ class CommandGuardNode(ManagedNode):
         """
         super().__init__(node_name, **node_arguments)
         self._settings = declare(self, GuardParameters)
+        self._loop = make_loop(GuardParameters(), e_stopped=False)
         self._acts = False
         self._inputs: list[Any] = []
+        self._timers: list[Any] = []
+        self._e_stop = EmergencyStop(self, self._on_e_stop, self._on_release)
         self.supervise(self._settings)
 
+    # Lifecycle
+
     def allocate(self) -> None:
-        """Create executor, guard, publishers and subscriptions.
+        """Create the command loop, publishers and subscriptions.
 
         Raises:
             ConfigError: The limits contradict one another.
         """
         self._settings = parameters = read(self, GuardParameters)
-        self._queue = ActionQueue(parameters.actions_per_chunk)
-        self._guard = CommandGuard(
-            GuardConfig(
-                lower=parameters.lower_limits,
-                upper=parameters.upper_limits,
-                on_limit=parameters.on_limit,
-                max_age_ms=1e3 * parameters.stale_image_timeout_s,
-            )
-        )
-        self._refused: Counter[str] = Counter()
+        self._loop = make_loop(parameters, e_stopped=self._e_stop.latched)
+        self._paced_by_state = parameters.pacing == 'state'
         self._asked_ns: int | None = None  # a control step that waits for its command
-        self._null_left = 0  # null actions that stand in for the chunk that was revoked
-
+        self._published = self._loop.committed
         self._command_publisher = self.publisher(ActionChunkMessage, 'vla/action', qos.command())
         self._status_publisher = self.publisher(GuardStatus, 'vla/status', qos.report())
+        self._committed_publisher = None
+        if parameters.chunk_execution == 'prefix':
+            self._committed_publisher = self.publisher(
+                ActionChunkMessage, 'vla/committed', qos.command()
+            )
         self._inputs = [
             self.subscription(
                 ActionChunkMessage, 'vla/action_chunk', self._on_chunk, qos.command()
             )
         ]
-        self.service(Trigger, '~/reset', self._on_reset)
-        self._timer = None
-        if parameters.pacing == 'state':
+        self.subscription(String, 'vla/instruction', self._on_instruction, qos.latched())
+        limits = self._loop.guard.config
+        if self._paced_by_state or limits.joints.names:
             self._inputs.append(
-                self.subscription(JointState, 'joint_states', self._on_state, qos.state())
+                self.subscription(JointState, 'joint_states', self._on_joints, qos.state())
             )
+        if limits.has_workspace:
+            self._inputs.append(
+                self.subscription(PoseStamped, 'ee_pose', self._on_pose, qos.state())
+            )
+        if self._loop.watch.period_s:
+            self.subscription(
+                Heartbeat, parameters.policy_heartbeat_topic, self._on_heartbeat, qos.heartbeat()
+            )
+        self.service(Trigger, '~/reset', self._on_reset)
 
     def start(self) -> None:
-        """Begin to command."""
-        self._queue.clear()
-        self._guard.reset()
+        """Begin to command; no chunk from before runs.
+
+        Raises:
+            ConfigError: The priority that is asked for is not permitted.
+        """
+        parameters = self._settings
+        if parameters.realtime_priority:
+            set_priority(parameters.realtime_priority)
+        if parameters.freeze_garbage:
+            freeze_garbage()
+        self._loop.reset(self._until_ns())
         self._asked_ns = None
-        self._null_left = 0
         self._acts = True
-        if self._settings.pacing == 'timer':
-            # On the node's own clock: simulated time paces it where use_sim_time is set.
-            self._timer = self.create_timer(
-                1 / self._settings.control_frequency_hz, self._on_period
-            )
+        if self._paced_by_state:
+            return
+        period_s = 1 / parameters.control_frequency_hz
+        self._last_period_s = time.monotonic()
+        simulated = self.get_parameter('use_sim_time').value
+        self._command_timer = self._started(period_s, self._on_period, steady=not simulated)
+        if self._loop.watch.period_s:
+            self._started(self._loop.watch.period_s, self._look_for_policy)
 
     def stop(self) -> None:
-        """Send the null action, and forget the chunk."""
+        """Send the null action at once, and forget the chunk."""
         if not self._acts:
             return
+        for timer in self._timers:
+            self.destroy_timer(timer)
+        self._timers = []
+        if self._settings.realtime_priority:
+            set_priority(0)
+        self._send_null_at_once()
         self._acts = False
-        if self._timer is not None:
-            self.destroy_timer(self._timer)
-            self._timer = None
-        self._queue.clear()
-        self._asked_ns = self.get_clock().now().nanoseconds
-        if self.context.ok():
-            self._answer()
 
     def release(self) -> None:
         """Forget the inputs."""
         self._inputs = []
 
+    def _started(self, period_s: float, callback: Any, steady: bool = True) -> Any:
+        """A timer that ends with `stop`, not with the configuration."""
+        make = steady_timer if steady else Node.create_timer
+        self._timers.append(make(self, period_s, callback))
+        return self._timers[-1]
+
+    # What others ask
+
     @property
     def counts(self) -> dict[str, int]:
         """Reason -> commands changed or chunks refused; 'passed' -> commands let through."""
-        return dict(self._guard.counts) | dict(self._refused)
+        return self._loop.counts
 
     def unconnected(self) -> list[str]:
-        """Topics of an episode that have not found their other end yet."""
+        """Topics of an episode that have not found their other end yet; needs `configure`."""
         outputs = [] if self._settings.dry_run else [self._command_publisher]
         return qos.unconnected(outputs, self._inputs)
 
-    def _on_state(self, message: JointState) -> None:
-        """Lockstep: answer this state now, or as soon as a chunk is there."""
+    def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         if not self._acts:
-            return
-        self._asked_ns = stamp_to_ns(message.header.stamp)
-        if self._queue.remaining or self._null_left:
-            self._answer()
+            response.message = 'not active'
+            return response
+        self._loop.reset(self._until_ns())
+        self._asked_ns = None
+        if unconnected := self.unconnected():
+            response.message = f'no other end yet: {", ".join(unconnected)}'
+            return response
+        response.success = True
+        if self._loop.instruction is not None:
+            response.message = json.dumps({'instruction': self._loop.instruction})
+        return response
 
-    def _on_period(self) -> None:
-        """Timer: answer this period; when there is no action, also as soon as a chunk is there."""
-        self._asked_ns = now_ns = self.get_clock().now().nanoseconds
-        is_starved = self._queue.needs_replan
-        self._answer()
-        self._asked_ns = now_ns if is_starved else None
+    def _on_e_stop(self) -> None:
+        self._loop.e_stopped = True
+        self._send_null_at_once()
+
+    def _on_release(self) -> None:
+        self._loop.e_stopped = False
+        self._loop.revoke(self._now_ns())
+
+    # Inputs
+
+    def _on_instruction(self, message: String) -> None:
+        self._loop.give_instruction(message.data, self._now_ns() or 0)
+
+    def _on_pose(self, message: PoseStamped) -> None:
+        point = message.pose.position
+        stamp_ns = stamp_to_ns(message.header.stamp)
+        now_ns = stamp_ns if self._paced_by_state else self._clock_ns()
+        self._loop.guard.robot.see_pose((point.x, point.y, point.z), stamp_ns, now_ns)
+
+    def _on_joints(self, message: JointState) -> None:
+        stamp_ns = stamp_to_ns(message.header.stamp)
+        now_ns = stamp_ns if self._paced_by_state else self._clock_ns()
+        self._loop.guard.robot.see_joints(
+            dict(zip(message.name, message.position, strict=False)),
+            dict(zip(message.name, message.velocity, strict=False)),
+            stamp_ns,
+            now_ns,
+        )
+        if self._paced_by_state and self._acts:
+            self._asked_ns = stamp_ns
+            self._answer_if_due()
+
+    def _on_heartbeat(self, message: Heartbeat) -> None:
+        if self._loop.watch.beat(message.state, time.monotonic()):
+            self._lose_policy(f'it is {message.state}')
+
+    def _look_for_policy(self) -> None:
+        if self._loop.watch.look(time.monotonic()):
+            self._lose_policy('its heartbeat is missing')
+
+    def _lose_policy(self, why: str) -> None:
+        self.get_logger().error(f'policy lost ({why}): the arm is held until it is back')
+        self._send_null_at_once()
 
     def _on_chunk(self, message: ActionChunkMessage) -> None:
         if not self._acts:
@@ -153,89 +241,113 @@ class CommandGuardNode(ManagedNode):
         try:
             chunk = message_to_chunk(message)
         except ObservationError as error:
-            self._refused['bad_chunk'] += 1
-            self.get_logger().warning(f'chunk refused: {error}', throttle_duration_sec=1.0)
-            self._revoke()
+            self._warn(f'chunk refused: {error}')
+            self._loop.give_bad_chunk()
+            self._answer_if_due()
             return
-        if not len(chunk.actions):
-            self._revoke()
+        starved = self._loop.starved
+        refusal = self._loop.give_chunk(chunk, self._now_ns())
+        if refusal:
+            self._warn(f'chunk of stamp {chunk.stamp_ns} refused: {refusal}')
+        elif starved and not self._paced_by_state and self._loop.starts_at_once:
+            self._command_timer.reset()  # the new chunk's rhythm begins with its first action
+            self._last_period_s = time.monotonic()
+            self._answer(self._clock_ns())
             return
-        if not self._queue.load(chunk):
-            self._refused['repeated_chunk'] += 1
-            self.get_logger().warning(
-                f'chunk of stamp {chunk.stamp_ns} refused: one of that stamp or a newer one '
-                'was loaded.',
-                throttle_duration_sec=1.0,
-            )
-            return
-        self._null_left = 0
-        if self._asked_ns is not None:
-            if self._timer is not None:
-                self._asked_ns = self.get_clock().now().nanoseconds
-                self._timer.reset()  # the new chunk's rhythm begins with its first action
-            self._answer()
+        self._answer_if_due()
 
-    def _revoke(self) -> None:
-        """Forget the chunk; as many null actions as it had stand in for it.
+    def _warn(self, text: str) -> None:
+        self.get_logger().warning(text, throttle_duration_sec=1.0)
 
-        In lockstep they keep the simulator going until its next images are due.
+    # Commands
+
+    def _on_period(self) -> None:
+        now_s = time.monotonic()
+        period_s = 1 / self._settings.control_frequency_hz
+        missed = round((now_s - self._last_period_s) / period_s) - 1
+        self._last_period_s = now_s
+        if missed > 0:
+            self._loop.count('missed_period', missed)
+        self._answer(self._clock_ns())
+
+    def _answer_if_due(self) -> None:
+        """State pacing: answer the step that waits, or publish what is no longer committed."""
+        asked_ns = self._asked_ns
+        if self._paced_by_state and asked_ns is not None and self._loop.can_answer(asked_ns):
+            self._asked_ns = None
+            self._answer(asked_ns)
+        self._publish_committed()
+
+    def _send_null_at_once(self) -> None:
+        """Revoke the chunk and send the null action without waiting for the next period.
+
+        A simulator in lockstep takes a command for the step that it waits in alone.
         """
-        self._queue.clear()
-        self._null_left = self._settings.actions_per_chunk
-        if self._asked_ns is not None and self._timer is None:
-            self._answer()
+        if not self._acts:
+            return
+        self._loop.revoke(self._now_ns())
+        if not self.context.ok():
+            return  # nobody would hear it: sinks have watchdogs of their own
+        if not self._paced_by_state:
+            self._answer(self._clock_ns())
+        elif self._asked_ns is not None:
+            asked_ns, self._asked_ns = self._asked_ns, None
+            self._answer(asked_ns)
 
-    def _answer(self) -> None:
-        """Send the command of the control step that asked."""
-        asked_ns, self._asked_ns = self._asked_ns, None
-        assert asked_ns is not None  # callers checked
-        queued = self._queue.pop()
-        if queued is None:
-            self._null_left = max(0, self._null_left - 1)
-            command = self._guard.check(None, asked_ns, asked_ns)
-        else:
-            command = self._guard.check(queued.action, queued.stamp_ns, asked_ns, queued.sequence)
-        if 'clock_backwards' in command.reasons:
-            self._queue.clear()  # its stamps belong to a time that is over
-        stamp_ns = asked_ns if queued is None else queued.stamp_ns
+    def _answer(self, step_ns: int) -> None:
+        """Send the command of a control step."""
+        command = self._loop.step(step_ns)
         if not self._settings.dry_run:
+            due = command.due
+            chunk = ActionChunk(
+                command.guarded.action[None],
+                step_ns if due is None else due.stamp_ns,
+                instruction='' if due is None else due.instruction,
+            )
             self._command_publisher.publish(
-                chunk_to_message(
-                    ActionChunk(command.action[None], stamp_ns),
-                    self._settings.control_frequency_hz,
-                    asked_ns,
-                )
+                chunk_to_message(chunk, self._settings.control_frequency_hz, step_ns)
             )
-        self._status_publisher.publish(
-            guard_to_message(
-                CommandReport(
-                    step_ns=asked_ns,
-                    published_ns=time.monotonic_ns(),
-                    action=command.action,
-                    is_null=command.is_null,
-                    image_stamp_ns=None if queued is None else queued.stamp_ns,
-                    index=None if queued is None else queued.index,
-                    reasons=command.reasons,
-                    degradation='hold' if queued is None else 'nominal',
-                    dry_run=self._settings.dry_run,
-                    counts=self.counts,
-                )
-            )
+        self._status_publisher.publish(guard_to_message(self._report(command)))
+        self._publish_committed()
+
+    def _report(self, command: StepCommand) -> CommandReport:
+        due = command.due
+        return CommandReport(
+            step_ns=command.step_ns,
+            published_ns=time.monotonic_ns(),
+            action=command.guarded.action,
+            is_null=command.guarded.is_null,
+            image_stamp_ns=None if due is None else due.stamp_ns,
+            index=None if due is None else due.index,
+            reasons=command.guarded.reasons,
+            degradation=command.degradation,
+            dry_run=self._settings.dry_run,
+            e_stop=self._loop.e_stopped,
+            counts=self.counts,
         )
 
-    def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        if not self._acts:
-            response.message = 'not active'
-            return response
-        self._queue.clear()
-        self._guard.reset()
-        self._asked_ns = None
-        self._null_left = 0
-        unconnected = self.unconnected()
-        response.success = not unconnected
-        if unconnected:
-            response.message = f'no other end yet: {", ".join(unconnected)}'
-        return response
+    def _publish_committed(self) -> None:
+        committed = self._loop.committed
+        if self._committed_publisher is None or committed is self._published:
+            return
+        self._published = committed
+        chunk = ActionChunk(committed.actions, committed.step_ns, None, committed.instruction)
+        self._committed_publisher.publish(
+            chunk_to_message(chunk, self._settings.control_frequency_hz)
+        )
+
+    # Time
+
+    def _clock_ns(self) -> int:
+        return self.get_clock().now().nanoseconds
+
+    def _now_ns(self) -> int | None:
+        """The time of control steps; in state pacing the newest one, once there is one."""
+        return self._loop.last_step_ns if self._paced_by_state else self._clock_ns()
+
+    def _until_ns(self) -> int | None:
+        """At a new start: refuse what was observed before; a simulator's clock may begin anew."""
+        return None if self._paced_by_state else self._clock_ns()
 
 
 def main(args: list[str] | None = None) -> int:

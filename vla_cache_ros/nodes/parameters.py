@@ -136,7 +136,10 @@ def read(node: Node, table: type[ValuesT]) -> ValuesT:
         choices = field.metadata['choices']
         if choices and value not in choices:
             raise UnknownNameError(f'value of parameter {field.name}:', value, choices)
-        values[field.name] = tuple(value) if isinstance(field.default, tuple) else value
+        if field.default == ():
+            values[field.name] = _items(table, field.name, value)
+        else:
+            values[field.name] = tuple(value) if isinstance(field.default, tuple) else value
     return table(**values)
 
 
@@ -150,6 +153,8 @@ def descriptor(table: type, name: str) -> ParameterDescriptor:
         description=_description(field),
         read_only=field.metadata['read_only'],
     )
+    # rclpy takes an empty list for one of bytes, and then insists on it; `read` checks the values.
+    described.dynamic_typing = field.default == ()
     if field.metadata['choices']:
         described.additional_constraints = 'one of: ' + ', '.join(field.metadata['choices'])
     if field.metadata['valid'] is not None:
@@ -161,6 +166,16 @@ def descriptor(table: type, name: str) -> ParameterDescriptor:
                 FloatingPointRange(from_value=float(low), to_value=float(high))
             ]
     return described
+
+
+def _items(table: type, name: str, value: Any) -> tuple[Any, ...]:
+    """Items of an array that may be empty, of the type that the table says."""
+    (kind, *_) = typing.get_args(typing.get_type_hints(table)[name])
+    valid = (int, float) if kind is float else kind
+    value = value or ()  # a file's empty list arrives as nothing
+    if isinstance(value, str) or not all(isinstance(item, valid) for item in value):
+        raise ConfigError(f'parameter {name} is {value!r}; valid: {type_name(table, name)}.')
+    return tuple(kind(item) for item in value)
 
 
 def _check_choices(table: type, changes: list[Parameter]) -> SetParametersResult:

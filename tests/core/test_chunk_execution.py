@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from vla_cache_ros.core.action_queue import ActionQueue
+
 from vla_cache_ros.core.errors import ConfigError
 from vla_cache_ros.core.types import ActionChunk
 
