@@ -47,6 +47,20 @@ class RobotGraph:
         """Between two commands."""
         return 1e3 / self.control_hz
 
+    @property
+    def frame_period_ms(self) -> float:
+        """Between two pairs of images."""
+        return self.frame_every * self.period_ms
+
+    @property
+    def limit_ms(self) -> float:
+        """Greatest age of the image behind a command."""
+        return 1e3 * self.stale_image_timeout_s
+
+    def nodes(self) -> list[NodeSpec]:
+        """Every node, in the order of their start."""
+        return [self.guard(), self.injector(), self.policy(), self.simulator()]
+
     def simulator(self) -> NodeSpec:
         """The simulator, whose sensors are the injector's sources."""
         parameters = {
