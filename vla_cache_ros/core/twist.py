@@ -48,7 +48,7 @@ class DeltaScale:
         values = (self.translation_m, self.rotation_rad, self.control_frequency_hz)
         if not all(math.isfinite(value) and value > 0 for value in values):
             raise ConfigError(
-                f'translation_scale_m, rotation_scale_rad and control_frequency_hz are {values}; '
+                f'position_scale_m, rotation_scale_rad and control_frequency_hz are {values}; '
                 'valid: finite and above 0.'
             )
 

@@ -77,13 +77,13 @@ class CommandSinkNode(ManagedNode):
         """
         self._settings = parameters = read(self, SinkParameters)
         scale = DeltaScale(
-            parameters.translation_scale_m,
+            parameters.position_scale_m,
             parameters.rotation_scale_rad,
             parameters.control_frequency_hz,
         )
         self._gate = CommandGate(
             GateConfig(
-                parameters.command_timeout_s, parameters.guard_timeout_periods * scale.period_s
+                parameters.command_timeout_s, parameters.heartbeat_timeout_periods * scale.period_s
             )
         )
         self._switch = GripperSwitch(parameters.gripper_threshold)

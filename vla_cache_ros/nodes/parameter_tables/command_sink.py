@@ -32,11 +32,17 @@ class SinkParameters(ArmParameters):
         unit='Hz',
         valid=(0.1, 1000.0),
     )
-    translation_scale_m: float = parameter(
-        1.0, 'Metres per unit of x, y, z of an action.', unit='m', valid=(1e-6, 10.0)
+    position_scale_m: float = parameter(
+        0.05,
+        "Metres per unit of x, y, z and step, as the guard's: 1 where actions are metres.",
+        unit='m',
+        valid=(1e-6, 1000.0),
     )
     rotation_scale_rad: float = parameter(
-        1.0, 'Radians per unit of rx, ry, rz of an action.', unit='rad', valid=(1e-6, 10.0)
+        0.5,
+        "Radians per unit of rx, ry, rz and step, as the guard's: 1 where actions are radians.",
+        unit='rad',
+        valid=(1e-6, 1000.0),
     )
     command_timeout_s: float = parameter(
         0.2,
@@ -45,7 +51,7 @@ class SinkParameters(ArmParameters):
         unit='s',
         valid=(0.001, 10.0),
     )
-    guard_timeout_periods: float = parameter(
+    heartbeat_timeout_periods: float = parameter(
         2.0,
         "Silence of the guard's heartbeat, in control periods, after which the arm is stopped and "
         'commands are refused. Its heartbeat_period_s must be well below.',
