@@ -46,6 +46,9 @@ BASE_STAMP := $(STAMPS)/base-$(call hash,requirements/base.txt requirements/cons
 VLA_STAMP := $(STAMPS)/vla-$(call hash,requirements/vla.txt requirements/constraints.txt)-$(TORCH_INDEX_HASH)
 ENGINES_STAMP := $(STAMPS)/engines-$(call hash,requirements/engines.txt requirements/constraints.txt)
 ROS_STAMP := $(STAMPS)/ros-$(call hash,requirements/ros.txt requirements/constraints.txt)
+# Names count as well as contents: a message that is renamed is another one.
+INTERFACES_STAMP := $(STAMPS)/interfaces-$(shell { find interfaces -type f | LC_ALL=C sort | xargs sha256sum; \
+    cat requirements/interfaces.txt requirements/interfaces.sh requirements/ros.txt; } | sha256sum | cut -c1-16)
 LIBERO_STAMP := $(STAMPS)/libero-$(call hash,requirements/libero.txt requirements/constraints.txt)
 SERVE_STAMP := $(STAMPS)/serve-$(call hash,requirements/serve.txt requirements/constraints.txt)
 RAY_STAMP := $(STAMPS)/ray-$(call hash,requirements/ray.txt requirements/constraints.txt)
@@ -57,11 +60,11 @@ PUBLISHED_STAMP := $(PUBLISHED_VENV)/.stamps/$(call hash,requirements/published.
 DEV_STAMP := $(STAMPS)/dev-$(call hash,requirements/train.txt requirements/dev.txt requirements/constraints.txt)
 PACKAGE_STAMP := $(STAMPS)/package-$(call hash,setup.py vla_cache_ros/__init__.py)
 
-# A sourced ROS 2 distribution brings its own rclpy: then the wheels stay out.
+# A sourced ROS 2 distribution brings its own rclpy, and colcon: then the wheels stay out.
 ifdef ROS_DISTRO
 LAYERS := $(TORCH_STAMP) $(BASE_STAMP) $(VLA_STAMP) $(ENGINES_STAMP) $(LIBERO_STAMP) $(SERVE_STAMP) $(RECORD_STAMP) $(DEMO_STAMP)
 else
-LAYERS := $(TORCH_STAMP) $(BASE_STAMP) $(VLA_STAMP) $(ENGINES_STAMP) $(ROS_STAMP) $(LIBERO_STAMP) $(SERVE_STAMP) $(RECORD_STAMP) $(DEMO_STAMP)
+LAYERS := $(TORCH_STAMP) $(BASE_STAMP) $(VLA_STAMP) $(ENGINES_STAMP) $(ROS_STAMP) $(INTERFACES_STAMP) $(LIBERO_STAMP) $(SERVE_STAMP) $(RECORD_STAMP) $(DEMO_STAMP)
 endif
 
 .PHONY: help
@@ -148,6 +151,12 @@ $(ENGINES_STAMP): | $(BASE_STAMP)
 $(ROS_STAMP): | $(BASE_STAMP)
 	@echo 'Set-up: ROS 2 wheels'
 	@$(PIP) -r requirements/ros.txt
+	@touch $@
+
+$(INTERFACES_STAMP): | $(ROS_STAMP)
+	@echo 'Set-up: messages, services and actions of this project'
+	@$(PIP) -r requirements/interfaces.txt
+	@requirements/interfaces.sh $(VENV)
 	@touch $@
 
 $(LIBERO_STAMP): | $(BASE_STAMP)

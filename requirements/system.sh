@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Make sure of the system packages: off-screen rendering (EGL), the libraries that OpenCV's wheel
-# links, and Python's venv module. Asks nothing: installs through apt where it may, otherwise
+# links, Python's venv module, and a compiler with Python's headers for the messages. Asks nothing: installs through apt where it may, otherwise
 # prints the command to type, and goes on if what is there works already.
 #
 # Usage: requirements/system.sh PYTHON
@@ -29,6 +29,19 @@ has_venv() {
     "$python" -c 'import ensurepip, venv' 2>/dev/null
 }
 
+has_compiler() {
+    command -v cc >/dev/null && command -v c++ >/dev/null
+}
+
+has_headers() {
+    "$python" -c 'import os, sys, sysconfig
+sys.exit(not os.path.isfile(os.path.join(sysconfig.get_path("include"), "Python.h")))'
+}
+
+versioned() {
+    "$python" -c 'import sys; print("python%d.%d-" % sys.version_info[:2] + sys.argv[1])' "$1"
+}
+
 if command -v dpkg-query >/dev/null; then
     for package in "${packages[@]}"; do
         is_installed "$package" || missing+=("$package")
@@ -36,7 +49,12 @@ if command -v dpkg-query >/dev/null; then
 elif ! libraries_load; then
     missing=("${packages[@]}")
 fi
-has_venv || missing+=("$("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')")
+has_venv || missing+=("$(versioned venv)")
+# A sourced ROS 2 distribution has colcon build the messages.
+if [ -z "${ROS_DISTRO:-}" ]; then
+    has_compiler || missing+=(gcc g++)
+    has_headers || missing+=("$(versioned dev)")
+fi
 
 [ ${#missing[@]} -gt 0 ] || exit 0
 
@@ -63,7 +81,7 @@ fi
 echo "System packages are missing: ${missing[*]}"
 echo "Install them with:"
 echo "    sudo $command"
-if has_venv && libraries_load; then
+if has_venv && libraries_load && { [ -n "${ROS_DISTRO:-}" ] || { has_compiler && has_headers; }; }; then
     echo 'The libraries load all the same: going on. `vla-cache doctor` tries the rendering.'
     exit 0
 fi

@@ -42,7 +42,7 @@ NEEDS = {
     'sim': (('libero', 'robosuite', 'mujoco'), 'pip install -r requirements/libero.txt'),
     'simpler': (('mani_skill', 'sapien'), 'make setup-simpler'),
     'simpler_assets': (('mani_skill', 'sapien'), 'make setup-simpler'),
-    'ros': (('rclpy',), 'pip install -r requirements/ros.txt, or source a ROS 2 distribution'),
+    'ros': (('rclpy', 'vla_cache_interfaces'), 'make setup, or source ROS 2 and the workspace'),
 }
 
 

@@ -14,6 +14,7 @@ import pytest
 import vla_cache_ros
 
 ROOT = Path(__file__).resolve().parents[1]
+INTERFACES = ROOT / 'interfaces' / 'vla_cache_interfaces'
 NODES = ('policy_node', 'sim_bridge', 'command_guard', 'monitor', 'bringup')
 
 # Import a module, and with `.*` everything below it; print the top-level names that got loaded.
@@ -42,8 +43,8 @@ def setup_py(*arguments: str) -> str:
     return process.stdout.strip().splitlines()[-1]
 
 
-def package_xml() -> ElementTree.Element:
-    return ElementTree.parse(ROOT / 'package.xml').getroot()
+def package_xml(folder: Path = ROOT) -> ElementTree.Element:
+    return ElementTree.parse(folder / 'package.xml').getroot()
 
 
 def requirement_names(text: str) -> set[str]:
@@ -62,6 +63,7 @@ def test_versions_agree():
         '__version__': vla_cache_ros.__version__,
         'setup.py': setup_py('--version'),
         'package.xml': package_xml().findtext('version'),
+        "the interfaces' package.xml": package_xml(INTERFACES).findtext('version'),
         'CHANGELOG.rst': newest.group(1),
     }
     assert len(set(versions.values())) == 1, versions
@@ -77,15 +79,19 @@ def test_package_xml_and_setup_py_agree():
     assert maintainer.get('email') == setup_py('--maintainer-email')
 
 
-def test_colcon_identifies_an_ament_python_package(tmp_path, monkeypatch):
+def test_colcon_identifies_both_packages(tmp_path, monkeypatch):
     monkeypatch.setenv('COLCON_LOG_PATH', str(tmp_path))
     colcon = Path(sys.executable).parent / 'colcon'
     process = subprocess.run(
-        [colcon, 'list', '--base-paths', ROOT], capture_output=True, text=True, check=True
+        [colcon, 'list', '--base-paths', ROOT, ROOT / 'interfaces'],
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    assert re.search(r'^vla_cache_ros\s+\S+\s+\(ros\.ament_python\)$', process.stdout, re.M), (
-        process.stdout + process.stderr
-    )
+    for name, kind in (('vla_cache_ros', 'ament_python'), ('vla_cache_interfaces', 'ament_cmake')):
+        assert re.search(rf'^{name}\s+\S+\s+\(ros\.{kind}\)$', process.stdout, re.M), (
+            process.stdout + process.stderr
+        )
 
 
 @pytest.mark.ros

@@ -10,6 +10,7 @@ from vla_cache_ros.cli.doctor import (
     Finding,
     check_cpu,
     check_export,
+    check_interfaces,
     check_libero,
     check_rendering,
     check_ros,
@@ -111,6 +112,30 @@ def test_missing_package_gives_its_command(check, module, layer, without):
     assert not finding.found
     assert finding.needed_by
     assert layer in finding.get_command
+
+
+def test_messages_that_are_not_built_are_said(without, monkeypatch):
+    without('vla_cache_interfaces')
+    monkeypatch.delenv('ROS_DISTRO', raising=False)
+    finding = check_interfaces()
+    assert (finding.found, finding.get_command) == (False, 'make setup')
+    monkeypatch.setenv('ROS_DISTRO', 'jazzy')
+    assert check_interfaces().get_command.startswith('colcon build')
+
+
+@pytest.mark.ros
+def test_messages_older_than_their_sources_are_said(tmp_path):
+    finding = check_interfaces()
+    assert finding.found, finding.detail
+    assert 'share/vla_cache_interfaces' in finding.detail
+    assert check_interfaces(tmp_path / 'installed without sources').found
+    (tmp_path / 'msg').mkdir()
+    for name in ('Count', 'Newer'):
+        (tmp_path / 'msg' / f'{name}.msg').write_text('string never_built\n')
+    finding = check_interfaces(tmp_path)
+    assert not finding.found
+    assert 'Count.msg, Newer.msg' in finding.detail
+    assert finding.get_command
 
 
 def test_what_exports_graphs_is_looked_for(without):

@@ -20,11 +20,12 @@ from pathlib import Path
 
 from vla_cache_ros import __version__
 from vla_cache_ros.core.errors import VlaCacheError
-from vla_cache_ros.resources import install_command, resource_folder
+from vla_cache_ros.resources import SOURCE_ROOT, install_command, resource_folder
 
 PROBE_TIMEOUT_S = 60.0
 TORCH_COMMAND = f'{sys.executable} -m pip install torch==2.13.0'
 MINIMUM_PYTHON = (3, 10)
+INTERFACES_SOURCE = SOURCE_ROOT / 'interfaces' / 'vla_cache_interfaces'
 
 # CPU flag (as in /proc/cpuinfo) -> what it brings to this project's arithmetic.
 CPU_FEATURES = {
@@ -94,6 +95,25 @@ try:
 finally:
     rclpy.shutdown()
 print(get_rmw_implementation_identifier())
+"""
+
+# Beside this project's sources, what was built must be of the same definitions.
+INTERFACES_PROBE = """
+import os
+from pathlib import Path
+from ament_index_python import get_package_share_directory
+from rclpy.serialization import serialize_message
+from vla_cache_interfaces.msg import StepReport
+serialize_message(StepReport())
+built = Path(get_package_share_directory('vla_cache_interfaces'))
+source = Path(os.environ['VLA_CACHE_INTERFACES_SOURCE'])
+files = [path.relative_to(built) for path in built.glob('*/*.*')
+         if path.suffix in ('.msg', '.srv', '.action')]
+wanted = [path.relative_to(source) for path in source.glob('*/*.*')] or files
+old = [path.name for path in wanted if path not in files
+       or source.is_dir() and (source / path).read_text() != (built / path).read_text()]
+assert not old, f'built from other sources: {", ".join(sorted(old)[:5])}'
+print(f'{len(wanted)} messages, services and actions in {built}')
 """
 
 
@@ -218,6 +238,19 @@ def check_ros() -> Finding:
         needed_by=('demo',),
         get_command=f'{install_command("ros")} --force-reinstall' if failure else '',
     )
+
+
+def check_interfaces(source: Path = INTERFACES_SOURCE) -> Finding:
+    """The project's own messages: one is really serialised, and none is older than its source."""
+    name, needed_by = 'Messages', ('demo',)
+    get_command = 'make setup'
+    if os.environ.get('ROS_DISTRO'):
+        get_command = 'colcon build --base-paths . interfaces && source install/setup.bash'
+    if importlib.util.find_spec('vla_cache_interfaces') is None:
+        detail = 'vla_cache_interfaces is not built, or its workspace is not sourced'
+        return Finding(name, False, detail, needed_by, get_command)
+    found, failure = _run_probe(INTERFACES_PROBE, VLA_CACHE_INTERFACES_SOURCE=str(source))
+    return Finding(name, not failure, failure or found, needed_by, get_command if failure else '')
 
 
 def check_rendering() -> Finding:
@@ -386,6 +419,7 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
     check_vla,
     check_export,
     check_ros,
+    check_interfaces,
     check_libero,
     check_rendering,
     check_simpler,
