@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vla_cache_ros.core.errors import ConfigError, UnknownNameError
-from vla_cache_ros.core.guard import AXES, NULL_REASONS, CommandGuard, GuardConfig
+from vla_cache_ros.core.guard import NULL_REASONS, CommandGuard
+from vla_cache_ros.core.guard_config import AXES, GuardConfig
 
 MS = 1_000_000
 CONFIG = GuardConfig(

@@ -258,7 +258,7 @@ class OpenLoop(ChunkExecution):
         )
 
 
-@dataclass
+@dataclass(eq=False)
 class _Placed:
     """A chunk on the grid of control steps: action `index` belongs to step number `step`.
 
