@@ -1,6 +1,7 @@
 """The policy node: every transition, every bad input by name, and it always stays alive."""
 
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -35,6 +36,10 @@ from vla_cache_ros.nodes.policy_node import PolicyNode
 from vla_cache_ros.nodes.step_messages import message_to_step
 
 pytestmark = pytest.mark.ros
+
+def inference_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if 'inference' in thread.name]
+
 
 SUCCESS = TransitionCallbackReturn.SUCCESS
 SECOND_NS = 1_000_000_000
@@ -96,14 +101,14 @@ class Robot:
             lambda: (
                 all(publisher.get_subscription_count() for publisher in publishers)
                 and not self.node.unconnected()
-                and self.node._report_publisher.get_subscription_count()
+                and self.node._outputs.report_publisher.get_subscription_count()
                 and self.reset.service_is_ready()
             )
         )
 
     def tell(self, instruction: str) -> None:
         self.instruction.publish(String(data=instruction))
-        self.spin_until(lambda: self.node._instruction == instruction.strip())
+        self.spin_until(lambda: self.node._task.instruction == instruction.strip())
 
     def send_state(self, stamp_ns: int, x_m: float = 0.0) -> None:
         joints = JointState(name=['panda_finger_joint1', 'panda_finger_joint2'])
@@ -167,7 +172,7 @@ def test_every_transition_in_turn(robot, policy):
         assert robot.state == 'inactive'
         assert node.trigger_cleanup() == SUCCESS
         assert robot.state == 'unconfigured'
-        assert node._policy is None
+        assert node._inference is None
         assert node.count_subscribers('joint_states') == 0
     assert len(robot.configured) == 2
     assert node.trigger_shutdown() == SUCCESS
@@ -183,8 +188,8 @@ def test_shutdown_from_every_state(robot, begin):
     assert robot.state == begin
     assert robot.node.trigger_shutdown() == SUCCESS
     assert robot.state == 'finalized'
-    assert robot.node._policy is None
-    assert robot.node._worker is None
+    assert robot.node._inference is None
+    assert not inference_threads()
 
 
 def test_policy_that_cannot_be_loaded_leaves_the_node_unconfigured(robot):
@@ -299,7 +304,7 @@ def test_slow_policy_works_on_the_newest_image(robot, policy, spin_until):
         robot.send(tenth * SECOND_NS // 10)
         spin_until(
             lambda newest_ns=tenth * SECOND_NS // 10: (
-                robot.node._pairing._newest_ns['wrist'] == newest_ns
+                robot.node.inputs._pairing._newest_ns['wrist'] == newest_ns
             )
         )
     policy.go.set()
@@ -373,6 +378,7 @@ def test_instruction_change_resets_the_policy_once(robot, policy):
 def test_bad_image(robot, changes):
     robot.activate()
     robot.send_state(SECOND_NS)
+    robot.send_images(SECOND_NS, cameras=('agentview',))
     robot.send_images(SECOND_NS, cameras=('wrist',), **changes)
     drop = robot.expect_drop('bad_image')
     assert 'wrist' in drop.detail
@@ -396,7 +402,7 @@ def test_missing_camera(robot, spin_for):
         robot.send_state(tenth * SECOND_NS // 10)
         robot.send_images(tenth * SECOND_NS // 10, cameras=('agentview',))
         spin_for(0.02)
-    drop = robot.expect_drop('missing_camera')
+    drop = robot.expect_drop('missing_camera', 6)  # all that had waited for it
     assert 'no image from wrist' in drop.detail
     assert len(robot.expect_chunk(stamp_to_ns(drop.header.stamp))) == 0
     robot.expect_alive(2 * SECOND_NS)

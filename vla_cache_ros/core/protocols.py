@@ -1,9 +1,33 @@
 """The seams between the domains."""
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from vla_cache_ros.core.layout import TokenLayout
 from vla_cache_ros.core.types import ActionChunk, Observation
+
+
+@runtime_checkable
+class ReuseControl(Protocol):
+    """What a policy with reuse lets its surroundings decide."""
+
+    def set_pressure(self, pressure: float) -> None:
+        """Raise the reuse from the next step on: 0 not at all, 1 to its safe limit."""
+        ...
+
+    def switch_off(self, reason: str) -> None:
+        """Have every step run dense, for that reason, until `switch_on`."""
+        ...
+
+    def switch_on(self) -> None:
+        """Allow reuse again."""
+        ...
+
+    def dense_twin(self) -> Any:
+        """A policy on the same weights that reuses nothing, with `act` and `follow`.
+
+        `follow` takes over what the leader's next action depends on besides the observation.
+        """
+        ...
 
 
 @runtime_checkable

@@ -36,10 +36,17 @@ class LatestWorker(Generic[ItemT]):
             self._condition.notify()
         return replaced
 
-    def clear(self) -> None:
-        """Forget the item that waits."""
+    @property
+    def is_idle(self) -> bool:
+        """Whether no item waits."""
         with self._condition:
-            self._item = None
+            return self._item is None
+
+    def clear(self) -> ItemT | None:
+        """Forget the item that waits; return it."""
+        with self._condition:
+            forgotten, self._item = self._item, None
+        return forgotten
 
     def close(self) -> None:
         """Stop the thread; returns once the item in work is done."""

@@ -1,15 +1,23 @@
-"""Pairing of images and robot states into one observation, by their stamps."""
+r"""Pairing of images and robot states into one observation, by their stamps.
 
-from collections import deque
-from collections.abc import Mapping, Sequence
+Cameras need not run in step. Of the images that wait, the newest set is taken, one of each camera,
+whose stamps lie within the tolerance t of its oldest one a:
+
+    chosen_c = the first image of camera c with stamp >= a,    stamp(chosen_c) <= a + t
+
+for the newest a for which there is such a set, and robot states within t of a. Whatever waits and
+is older than what was taken has found no partner; no image is taken twice.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from vla_cache_ros.core.time_series import TimeSeries
 
-STATE_HISTORY = 16
-"""States kept for pairing: 0.8 s at 20 Hz."""
+IMAGE_HISTORY = 32
+"""Images of one camera that wait at most: half a second at 60 Hz."""
 
 
 @dataclass(frozen=True)
@@ -32,63 +40,96 @@ class PairedInputs:
     """Inputs of one observation, all within the tolerance of one another.
 
     Attributes:
-        images: Camera -> uint8 [H, W, 3].
-        joints: The joint-state message nearest to the oldest image.
+        images: Camera -> what was given as its image.
+        joints: Joint -> position nearest to the oldest image.
         pose: The pose message nearest to the oldest image.
         stamp_ns: Stamp of the oldest image.
     """
 
-    images: Mapping[str, NDArray[np.uint8]]
-    joints: Any
+    images: Mapping[str, Any]
+    joints: Mapping[str, float]
     pose: Any
     stamp_ns: int
 
 
 class Pairing:
-    """Keeps the newest image of each camera and a short history of states, and pairs them."""
+    """Keeps a short history of each camera, of each joint and of the pose, and pairs them.
 
-    def __init__(self, camera_names: Sequence[str], tolerance_ns: int, silence_ns: int) -> None:
+    Attributes:
+        waits_for_state: Whether, at the last `take`, nothing but a robot state was lacking.
+    """
+
+    def __init__(
+        self,
+        camera_names: Sequence[str],
+        joint_names: Sequence[str],
+        *,
+        tolerance_ns: int,
+        silence_ns: int,
+        on_drop: Callable[[Drop], None],
+    ) -> None:
         """Start empty.
 
         Args:
             camera_names: The cameras that an observation must hold.
+            joint_names: The joints that it must hold; each may come in messages of its own.
             tolerance_ns: Greatest difference of stamps within one observation.
             silence_ns: A camera whose newest image is older than this, measured against another
-                camera's, counts as missing.
+                camera's, counts as missing; an image that waited this long is given up.
+            on_drop: Told of every image that was kept and is not used.
         """
-        self._camera_names = tuple(camera_names)
         self._tolerance_ns = tolerance_ns
         self._silence_ns = silence_ns
-        self._images: dict[str, tuple[int, NDArray[np.uint8]]] = {}
+        self._on_drop = on_drop
+        self._waiting: dict[str, list[tuple[int, Any]]] = {name: [] for name in camera_names}
         self._newest_ns: dict[str, int] = {}
         self._first_ns: int | None = None
-        self._joints: deque[tuple[int, Any]] = deque(maxlen=STATE_HISTORY)
-        self._poses: deque[tuple[int, Any]] = deque(maxlen=STATE_HISTORY)
+        horizon_ns = tolerance_ns + silence_ns
+        self._joints = {name: TimeSeries[float](horizon_ns) for name in joint_names}
+        self._poses: TimeSeries[Any] = TimeSeries(horizon_ns)
+        self._other_joints: tuple[str, ...] = ()
+        self.waits_for_state = False
+
+    @property
+    def waiting(self) -> int:
+        """Images that wait for their counterparts."""
+        return sum(map(len, self._waiting.values()))
 
     def clear(self) -> None:
-        """Forget everything, the newest stamps included."""
-        self._images.clear()
+        """Forget everything, the newest stamps included; images that waited are drops."""
+        for camera, images in self._waiting.items():
+            for stamp_ns, _ in images:
+                self._on_drop(
+                    Drop('voided_image', f'{camera} image: a reset came first.', stamp_ns)
+                )
+            images.clear()
         self._newest_ns.clear()
         self._first_ns = None
-        self._joints.clear()
+        for series in self._joints.values():
+            series.clear()
         self._poses.clear()
+        self.waits_for_state = False
 
-    def add_joints(self, message: Any, stamp_ns: int) -> None:
-        """Keep a joint-state message."""
-        self._joints.append((stamp_ns, message))
+    def add_joints(self, names: Sequence[str], positions: Sequence[float], stamp_ns: int) -> None:
+        """Keep what a joint-state message says of the joints that are wanted."""
+        wanted = [name for name in self._joints if name in names]
+        for name in wanted:
+            index = names.index(name)
+            if index < len(positions):  # a message may hold velocities or efforts alone
+                self._joints[name].add(stamp_ns, positions[index])
+        if not wanted:
+            self._other_joints = tuple(names)
 
-    def add_pose(self, message: Any, stamp_ns: int) -> None:
+    def add_pose(self, pose: Any, stamp_ns: int) -> None:
         """Keep an end-effector pose message."""
-        self._poses.append((stamp_ns, message))
+        self._poses.add(stamp_ns, pose)
 
-    def add_image(self, camera: str, pixels: NDArray[np.uint8], stamp_ns: int) -> Drop | None:
-        """Keep an image as its camera's newest.
+    def add_image(self, camera: str, image: Any, stamp_ns: int) -> Drop | None:
+        """Keep an image.
 
         Returns:
-            What was dropped thereby: this image, when its stamp does not move on
-            ('repeated_stamp') or the clock went backwards ('clock_backwards': everything kept is
-            then forgotten); or the image it replaces, when that never found its counterparts
-            ('unpaired_image', 'missing_camera').
+            None; or this image's own drop, when its stamp does not move on ('repeated_stamp') or
+            the clock went backwards ('clock_backwards': everything kept is then forgotten).
         """
         newest_ns = self._newest_ns.get(camera)
         if newest_ns is not None and stamp_ns < newest_ns:
@@ -107,59 +148,98 @@ class Pairing:
             )
         if self._first_ns is None:
             self._first_ns = stamp_ns
-        replaced = self._images.get(camera)
-        self._images[camera] = (stamp_ns, pixels)
+        self._waiting[camera].append((stamp_ns, image))
         self._newest_ns[camera] = stamp_ns
-        return None if replaced is None else self._explain_unpaired(camera, replaced[0])
+        self._give_up(camera)
+        return None
 
     def take(self) -> PairedInputs | None:
-        """Take out the images of one observation, or None while something is missing."""
-        if len(self._images) < len(self._camera_names):
+        """Take out the newest observation that is complete, or None while there is none."""
+        self.waits_for_state = False
+        if not all(self._waiting.values()):
             return None
-        stamps = [stamp_ns for stamp_ns, _ in self._images.values()]
-        oldest_ns = min(stamps)
-        if max(stamps) - oldest_ns > self._tolerance_ns:
-            return None
-        joints = self._nearest(self._joints, oldest_ns)
-        pose = self._nearest(self._poses, oldest_ns)
-        if joints is None or pose is None:
-            return None
-        images = {name: self._images[name][1] for name in self._camera_names}
-        self._images.clear()
-        return PairedInputs(images, joints, pose, oldest_ns)
+        anchors = {stamp_ns for images in self._waiting.values() for stamp_ns, _ in images}
+        for anchor_ns in sorted(anchors, reverse=True):
+            chosen = self._set_from(anchor_ns)
+            if chosen is None:
+                continue
+            joints, pose = self._state_at(anchor_ns)
+            if pose is None or len(joints) < len(self._joints):
+                self.waits_for_state = True
+                continue
+            images = {name: self._waiting[name][at][1] for name, at in chosen.items()}
+            for name, at in chosen.items():
+                self._outrun(name, at)
+            return PairedInputs(images, joints, pose, anchor_ns)
+        return None
 
-    def _nearest(self, history: deque[tuple[int, Any]], stamp_ns: int) -> Any:
-        """Message nearest to a stamp, or None when none is within the tolerance."""
-        if not history:
-            return None
-        nearest_ns, message = min(history, key=lambda entry: abs(entry[0] - stamp_ns))
-        return message if abs(nearest_ns - stamp_ns) <= self._tolerance_ns else None
+    def _set_from(self, anchor_ns: int) -> dict[str, int] | None:
+        """Camera -> index of its image in the set whose oldest image has this stamp."""
+        chosen: dict[str, int] = {}
+        for camera, images in self._waiting.items():
+            at = bisect_left(images, anchor_ns, key=lambda entry: entry[0])
+            if at == len(images) or images[at][0] > anchor_ns + self._tolerance_ns:
+                return None
+            chosen[camera] = at
+        return chosen
 
-    def _explain_unpaired(self, camera: str, stamp_ns: int) -> Drop:
-        """Say why an image was replaced before it could be used."""
+    def _state_at(self, stamp_ns: int) -> tuple[dict[str, float], Any]:
+        """The positions of those joints that are known then, and the pose."""
+        tolerance_ns = self._tolerance_ns
+        found = {name: s.nearest(stamp_ns, tolerance_ns) for name, s in self._joints.items()}
+        joints = {name: position for name, position in found.items() if position is not None}
+        return joints, self._poses.nearest(stamp_ns, tolerance_ns)
+
+    def _outrun(self, camera: str, taken: int) -> None:
+        """Drop what is older than the image that was taken, and take that out."""
+        images = self._waiting[camera]
+        for stamp_ns, _ in images[:taken]:
+            self._on_drop(self._unpaired(camera, stamp_ns))
+        del images[: taken + 1]
+
+    def _give_up(self, camera: str) -> None:
+        """Drop what has waited too long, or waits for a camera or a joint that is silent."""
+        images = self._waiting[camera]
+        newest_ns = images[-1][0]
+        missing = self._missing(camera)
+        oldest_ns = newest_ns if missing else newest_ns - self._silence_ns
+        while len(images) > 1 and (images[0][0] < oldest_ns or len(images) > IMAGE_HISTORY):
+            stamp_ns, _ = images.pop(0)
+            drop = Drop(*missing, stamp_ns) if missing else self._unpaired(camera, stamp_ns)
+            self._on_drop(drop)
+
+    def _missing(self, camera: str) -> tuple[str, str] | None:
+        """What no waiting will bring: the reason of the drop, and what would be valid."""
         horizon_ns = self._newest_ns[camera] - self._silence_ns
         silent = [
             name
-            for name in self._camera_names
+            for name in self._waiting
             if self._newest_ns.get(name, self._first_ns or 0) < horizon_ns
         ]
         if silent:
-            return Drop(
-                'missing_camera',
+            return 'missing_camera', (
                 f'no image from {", ".join(silent)} within {self._silence_ns / 1e9:g} s of '
-                f'{camera}; valid: images of {", ".join(self._camera_names)}.',
-                stamp_ns,
+                f'{camera}; valid: images of {", ".join(self._waiting)}.'
             )
+        unheard = [name for name, series in self._joints.items() if not len(series)]
+        if unheard and self._other_joints:
+            return 'missing_joint', (
+                f'joint states lack {", ".join(unheard)}; they hold: '
+                f'{", ".join(self._other_joints)}. Set gripper_joint_names to the finger joints '
+                'of your robot, and joint_state_topics to where they are published.'
+            )
+        return None
+
+    def _unpaired(self, camera: str, stamp_ns: int) -> Drop:
+        """Say what an image has waited for."""
         lacking = [
             name
-            for name in self._camera_names
+            for name in self._waiting
             if name != camera and abs(self._newest_ns.get(name, 0) - stamp_ns) > self._tolerance_ns
         ]
-        lacking += [
-            name
-            for name, history in (('joint states', self._joints), ('pose', self._poses))
-            if self._nearest(history, stamp_ns) is None
-        ]
+        joints, pose = self._state_at(stamp_ns)
+        lacking += [name for name in self._joints if name not in joints]
+        lacking += [] if pose is not None else ['pose']
         return Drop(
             'unpaired_image',
             f'{camera} image found no {", ".join(lacking) or "partner"} within '

@@ -8,65 +8,46 @@ chunk: the guard then sends the null action. The node stays alive.
 """
 
 import json
-import threading
-import time
-from collections import Counter
-from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
-from geometry_msgs.msg import PoseStamped
-from sensor_msgs.msg import Image, JointState
-from std_msgs.msg import String
-from std_srvs.srv import Trigger
+from std_srvs.srv import SetBool, Trigger
 from vla_cache_interfaces.msg import ActionChunk as ActionChunkMessage
-from vla_cache_interfaces.msg import StepReport as StepReportMessage
 
-from vla_cache_ros.core.errors import InstructionError, ObservationError
-from vla_cache_ros.core.protocols import Policy
-from vla_cache_ros.core.types import ActionChunk, Observation
+from vla_cache_ros.core.errors import ObservationError
 from vla_cache_ros.nodes import qos
-from vla_cache_ros.nodes.chunk_messages import chunk_to_message, empty_chunk
-from vla_cache_ros.nodes.conversions import stamp_to_ns, to_proprioception
-from vla_cache_ros.nodes.image_conversions import image_to_rgb
-from vla_cache_ros.nodes.latest_worker import LatestWorker
 from vla_cache_ros.nodes.managed_node import ManagedNode
-from vla_cache_ros.nodes.pairing import Drop, PairedInputs, Pairing
+from vla_cache_ros.nodes.pairing import Drop, PairedInputs
 from vla_cache_ros.nodes.parameter_tables.policy_node import PolicyParameters
 from vla_cache_ros.nodes.parameters import declare, read
+from vla_cache_ros.nodes.policy_inference import Inference
+from vla_cache_ros.nodes.policy_inputs import PolicyInputs
 from vla_cache_ros.nodes.policy_loading import PolicyFactory, load_policy
+from vla_cache_ros.nodes.policy_outputs import PolicyOutputs
+from vla_cache_ros.nodes.policy_task import EMPTY, TaskInput
 from vla_cache_ros.nodes.running import run_nodes
-from vla_cache_ros.nodes.step_messages import StepTimes, drop_to_message, step_to_message
-
-STOPLESS_DROPS = frozenset({'unpaired_image', 'superseded', 'repeated_stamp'})
-"""Drops that are part of normal running, where the next image is on its way: no empty chunk."""
-
-
-@dataclass(frozen=True)
-class _Request:
-    """One observation on its way to the worker; epoch: resets before it was paired."""
-
-    inputs: PairedInputs
-    instruction: str
-    epoch: int
-    received_ns: int
-    age_ms: float
 
 
 class PolicyNode(ManagedNode):
     """Runs a policy.
 
     Subscribes (relative names, remappable):
-        camera/<name>/image_raw (sensor_msgs/Image), for each camera of the policy.
-        joint_states (sensor_msgs/JointState): the fingers.
+        camera/<name>/image_raw (sensor_msgs/Image) or camera/<name>/image_raw/compressed
+            (sensor_msgs/CompressedImage), for each camera of the policy.
+        joint_states (sensor_msgs/JointState): the gripper's joints; joint_state_topics.
         ee_pose (geometry_msgs/PoseStamped): the end effector.
         vla/instruction (std_msgs/String, transient local).
+        vla/committed (vla_cache_interfaces/ActionChunk): what the guard will run next.
     Publishes:
         vla/action_chunk (vla_cache_interfaces/ActionChunk), stamped with the oldest image's stamp;
             empty: "no action follows from this observation".
+        vla/instruction (std_msgs/String, transient local): what ~/set_instruction was told.
         ~/step_report (vla_cache_interfaces/StepReport): what each step did, or why it was dropped.
+        ~/shadow_report (vla_cache_interfaces/ShadowReport): cached beside dense actions.
     Serves:
-        ~/reset (std_srvs/Trigger): forget the episode; answers with the instruction in force.
+        ~/reset (std_srvs/Trigger): forget the episode; answers with the instruction in force. A
+            reuse that shadow mode switched off is on again.
+        ~/set_instruction (vla_cache_interfaces/SetInstruction).
+        ~/set_cache (std_srvs/SetBool): switch the reuse on and off by hand.
     """
 
     def __init__(
@@ -85,254 +66,138 @@ class PolicyNode(ManagedNode):
         super().__init__(node_name, **node_arguments)
         self._policy_factory = policy_factory or load_policy
         self._settings = declare(self, PolicyParameters)
-        self._policy: Policy | None = None
-        self._worker: LatestWorker[_Request] | None = None
-        self._pairing = Pairing((), 0, 0)
-        self._inputs: list[Any] = []
-        self._lock = threading.Lock()  # guards the fields below, which the worker shares
-        self._drops: Counter[str] = Counter()
-        self._instruction = ''
-        self._epoch = 0
-        self._reset_reason = ''
+        self._outputs: PolicyOutputs | None = None
+        self._inference: Inference | None = None
         self.supervise(self._settings)
 
     @property
     def drops(self) -> dict[str, int]:
         """Dropped inputs since configure, by reason."""
-        with self._lock:
-            return dict(self._drops)
+        return {} if self._outputs is None else self._outputs.drops
+
+    @property
+    def inputs(self) -> PolicyInputs:
+        """What it receives; needs `configure`."""
+        return self._inputs
 
     def unconnected(self) -> list[str]:
         """Topics of an episode that have not found their other end yet; needs `configure`."""
-        return qos.unconnected([self._chunk_publisher], self._inputs)
+        assert self._outputs is not None
+        return qos.unconnected(
+            [self._outputs.chunk_publisher],
+            [*self._inputs.subscriptions, *self._task.subscriptions],
+        )
 
     # Lifecycle
 
     def allocate(self) -> None:
-        """Load the policy, and create every publisher and subscription."""
+        """Load the policy, and create every publisher, subscription and service."""
         self._settings = parameters = read(self, PolicyParameters)
-        self._policy = self._policy_factory(parameters)
-        self._pairing = Pairing(
-            self._policy.camera_names,
-            tolerance_ns=round(parameters.pairing_tolerance_s * 1e9),
-            silence_ns=round(parameters.stale_image_timeout_s * 1e9),
+        policy = self._policy_factory(parameters)
+        self._outputs = outputs = PolicyOutputs(self, parameters.control_frequency_hz)
+        self._inference = Inference(
+            policy, parameters, outputs, name=f'{self.get_name()} inference'
         )
-        with self._lock:
-            self._drops.clear()
-            self._instruction = ''
-        self._chunk_publisher = self.publisher(
-            ActionChunkMessage, 'vla/action_chunk', qos.command()
+        self._task = TaskInput(self, self._on_task)
+        self._inputs = PolicyInputs(
+            self,
+            parameters,
+            policy.camera_names,
+            on_observation=self._on_observation,
+            on_drop=outputs.drop,
+            on_clock_backwards=lambda: self._working.reset('clock went backwards'),
         )
-        self._report_publisher = self.publisher(StepReportMessage, '~/step_report', qos.report())
-        self._inputs = [
-            self.subscription(
-                Image, f'camera/{camera}/image_raw', partial(self._on_image, camera), qos.frame()
-            )
-            for camera in self._policy.camera_names
-        ]
-        self._inputs += [
-            self.subscription(JointState, 'joint_states', self._on_joints, qos.state()),
-            self.subscription(PoseStamped, 'ee_pose', self._on_pose, qos.state()),
-            self.subscription(String, 'vla/instruction', self._on_instruction, qos.latched()),
-        ]
+        self.subscription(ActionChunkMessage, 'vla/committed', self._on_committed, qos.command())
         self.service(Trigger, '~/reset', self._on_reset)
+        self.service(SetBool, '~/set_cache', self._on_set_cache)
         self.get_logger().info(
             f'{parameters.checkpoint or "own weights"} on {parameters.device}, '
             f'backend {parameters.backend}, '
-            f'cache {parameters.cache_preset}, cameras {", ".join(self._policy.camera_names)}'
+            f'cache {parameters.cache_preset}, cameras {", ".join(policy.camera_names)}'
         )
 
     def start(self) -> None:
         """Begin to act on what is received."""
-        self._request_reset('activate')
-        self._worker = LatestWorker(self._infer, name=f'{self.get_name()} inference')
+        self._working.start()
+        self._inputs.open()
 
     def stop(self) -> None:
-        """Finish the inference in work, then revoke the chunk."""
-        if self._worker is None:
-            return
-        self._stop_worker()
-        self._publish_chunk(empty_chunk(self.get_clock().now().nanoseconds))
+        """Revoke the chunk at once, void what is in work, then wait for it."""
+        if self._inference is not None and self._inference.is_running:
+            self._inputs.close()
+            self._inference.stop()
 
     def release(self) -> None:
         """Free the policy."""
-        self._stop_worker()
-        self._inputs = []
-        self._pairing.clear()
-        self._policy = None
+        if self._inference is not None:
+            self._inference.stop()
+        self._inference = None
 
-    def _stop_worker(self) -> None:
-        if self._worker is not None:
-            self._worker.close()
-            self._worker = None
+    @property
+    def _working(self) -> Inference:
+        """The inference; there is one from configure to cleanup."""
+        assert self._inference is not None
+        return self._inference
 
-    # Inputs: the executor's thread
+    # The executor's thread
 
-    def _on_image(self, camera: str, message: Image) -> None:
-        if self._worker is None:
+    def _on_observation(self, inputs: PairedInputs, received_ns: int) -> None:
+        """Hand an observation to the inference, if it may be acted on."""
+        if not self._task.instruction:
+            detail = 'there is no instruction yet; publish one on vla/instruction.'
+            self._drop('no_instruction', detail, inputs.stamp_ns)
             return
-        received_ns = time.monotonic_ns()
-        stamp_ns = stamp_to_ns(message.header.stamp)
+        age_ms = (self.get_clock().now().nanoseconds - inputs.stamp_ns) / 1e6
+        limit_ms = 1e3 * self._settings.stale_image_timeout_s
+        if age_ms > limit_ms:
+            detail = f'image is {age_ms:.0f} ms old; valid: at most {limit_ms:.0f} ms.'
+            self._drop('stale_image', detail, inputs.stamp_ns)
+            return
+        self._working.submit(inputs, self._task.instruction, received_ns, age_ms)
+
+    def _on_task(self) -> None:
+        """Begin anew with another instruction; stop the robot when there is none."""
+        self._working.reset('instruction change')
+        if not self._task.instruction and self._working.is_running:
+            self._drop('empty_instruction', EMPTY, self.get_clock().now().nanoseconds)
+
+    def _on_committed(self, message: ActionChunkMessage) -> None:
         try:
-            pixels = image_to_rgb(message)
+            self._working.commit(message)
         except ObservationError as error:
-            self._drop(Drop('bad_image', f'{camera}: {error}', stamp_ns))
-            return
-        drop = self._pairing.add_image(camera, pixels, stamp_ns)
-        if drop is not None:
-            if drop.reason == 'clock_backwards':
-                self._request_reset('clock went backwards')
-            self._drop(drop)
-        self._try_observation(received_ns)
-
-    def _on_joints(self, message: JointState) -> None:
-        if self._worker is not None:
-            self._pairing.add_joints(message, stamp_to_ns(message.header.stamp))
-            self._try_observation(time.monotonic_ns())
-
-    def _on_pose(self, message: PoseStamped) -> None:
-        if self._worker is not None:
-            self._pairing.add_pose(message, stamp_to_ns(message.header.stamp))
-            self._try_observation(time.monotonic_ns())
-
-    def _on_instruction(self, message: String) -> None:
-        instruction = message.data.strip()
-        if instruction != self._instruction:
-            with self._lock:
-                self._instruction = instruction
-            self._request_reset('instruction change')
-        if not instruction and self._worker is not None:
-            self._drop(
-                Drop(
-                    'empty_instruction',
-                    'the instruction is empty; valid: a sentence such as "pick up the milk".',
-                    self.get_clock().now().nanoseconds,
-                )
-            )
+            self._drop('bad_committed', str(error), self.get_clock().now().nanoseconds)
 
     def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         """Forget the episode: nothing that was computed before is published after.
 
         Success also says that every topic is connected, so that the first frame is not lost.
         """
-        if self._worker is None:
+        if not self._working.is_running:
             response.message = 'not active'
             return response
-        self._pairing.clear()
-        self._request_reset('reset')
+        self._inputs.clear()
+        self._working.reset('reset', forgives=True)
         if unconnected := self.unconnected():
             response.message = f'no other end yet: {", ".join(unconnected)}'
             return response
         response.success = True
-        response.message = json.dumps({'instruction': self._instruction})
+        response.message = json.dumps({'instruction': self._task.instruction})
         return response
 
-    def _request_reset(self, reason: str) -> None:
-        """Have the policy reset before its next step, and void what is in work."""
-        with self._lock:
-            self._epoch += 1
-            self._reset_reason = reason
-        if self._worker is not None:
-            self._worker.clear()
-
-    def _try_observation(self, received_ns: int) -> None:
-        """Hand the newest complete observation to the worker."""
-        inputs = self._pairing.take()
-        if inputs is None or self._worker is None:
-            return
-        if not self._instruction:
-            self._drop(
-                Drop(
-                    'no_instruction',
-                    'there is no instruction yet; publish one on vla/instruction.',
-                    inputs.stamp_ns,
-                )
-            )
-            return
-        age_ms = (self.get_clock().now().nanoseconds - inputs.stamp_ns) / 1e6
-        limit_ms = 1e3 * self._settings.stale_image_timeout_s
-        if age_ms > limit_ms:
-            self._drop(
-                Drop(
-                    'stale_image',
-                    f'image is {age_ms:.0f} ms old; valid: at most {limit_ms:.0f} ms.',
-                    inputs.stamp_ns,
-                )
-            )
-            return
-        request = _Request(inputs, self._instruction, self._epoch, received_ns, age_ms)
-        replaced = self._worker.submit(request)
-        if replaced is not None:
-            self._drop(
-                Drop(
-                    'superseded',
-                    'a newer image came before work on this one began.',
-                    replaced.inputs.stamp_ns,
-                )
-            )
-
-    # Inference: the worker's thread
-
-    def _infer(self, request: _Request) -> None:
-        """Run one policy step and publish its chunk, then its report."""
-        policy, stamp_ns = self._policy, request.inputs.stamp_ns
-        assert policy is not None  # the worker lives within configure .. cleanup
-        started_ns = time.monotonic_ns()
-        try:
-            self._apply_reset(policy)
-            chunk = policy.act(self._observation(request))
-        except InstructionError as error:
-            self._drop(Drop('bad_instruction', str(error), stamp_ns))
-            return
-        except ObservationError as error:
-            self._drop(Drop('bad_observation', str(error), stamp_ns))
-            return
-        except Exception as error:  # whatever a model raises, the node must outlive it
-            self._request_reset('fault')
-            self._drop(Drop('inference_fault', f'{type(error).__name__}: {error}', stamp_ns))
-            return
-        finished_ns = time.monotonic_ns()
-        if request.epoch != self._epoch:
-            self._drop(Drop('superseded', 'a reset came during inference.', stamp_ns))
-            return
-        self._publish_chunk(replace(chunk, instruction=request.instruction))
-        times = StepTimes(
-            request.age_ms, request.received_ns, started_ns, finished_ns, time.monotonic_ns()
+    def _on_set_cache(
+        self, request: SetBool.Request, response: SetBool.Response
+    ) -> SetBool.Response:
+        response.success = self._working.switch_reuse(on=request.data)
+        response.message = (
+            f'reuse is {"on" if request.data else "off"} from the next step on'
+            if response.success
+            else 'this policy has no reuse to switch'
         )
-        self._report_publisher.publish(step_to_message(chunk, policy.layout, times, self.drops))
+        return response
 
-    def _apply_reset(self, policy: Policy) -> None:
-        with self._lock:
-            reason, self._reset_reason = self._reset_reason, ''
-        if reason:
-            policy.reset(reason)
-
-    def _observation(self, request: _Request) -> Observation:
-        inputs = request.inputs
-        return Observation(
-            images=inputs.images,
-            proprioception=to_proprioception(
-                inputs.joints, inputs.pose, self._settings.gripper_joint_names
-            ),
-            instruction=request.instruction,
-            stamp_ns=inputs.stamp_ns,
-        )
-
-    # Outputs
-
-    def _drop(self, drop: Drop) -> None:
-        """Count and report an input that was not used, and stop the robot where that is due."""
-        with self._lock:
-            self._drops[drop.reason] += 1
-        if drop.reason not in STOPLESS_DROPS:
-            self._publish_chunk(empty_chunk(drop.stamp_ns))
-            self.get_logger().warning(f'{drop.reason}: {drop.detail}', throttle_duration_sec=1.0)
-        self._report_publisher.publish(
-            drop_to_message(drop.stamp_ns, drop.reason, drop.detail, self.drops)
-        )
-
-    def _publish_chunk(self, chunk: ActionChunk) -> None:
-        self._chunk_publisher.publish(chunk_to_message(chunk, self._settings.control_frequency_hz))
+    def _drop(self, reason: str, detail: str, stamp_ns: int) -> None:
+        assert self._outputs is not None
+        self._outputs.drop(Drop(reason, detail, stamp_ns))
 
 
 def main(args: list[str] | None = None) -> int:
