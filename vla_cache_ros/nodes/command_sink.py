@@ -5,6 +5,7 @@ with time: a command is taken once, fresh, from a guard that lives, and is over 
 step, whatever comes next.
 """
 
+import math
 import time
 from typing import Any
 
@@ -35,6 +36,8 @@ from vla_cache_ros.nodes.parameters import declare, read
 from vla_cache_ros.nodes.running import run_nodes
 
 _REPORT_PERIOD_S = 1.0
+_WATCH_PERIOD_S = 0.02
+_RATE_TOLERANCE = 0.01
 
 
 class CommandSinkNode(ManagedNode):
@@ -89,14 +92,14 @@ class CommandSinkNode(ManagedNode):
         self._switch = GripperSwitch(parameters.gripper_threshold)
         self._arm = self._make_arm(scale)
         self._gripper = make_gripper(self, parameters)
-        self._had_guard = False
+        self._has_guard = False
         self._problem = ''
         self._diagnostics = self.publisher(DiagnosticArray, '/diagnostics', qos.report())
         self.subscription(ActionChunkMessage, 'vla/action', self._on_command, qos.command())
         self.subscription(
             Heartbeat, 'command_guard/heartbeat', self._on_heartbeat, qos.heartbeat()
         )
-        self.timer(scale.period_s / 4, self._watch)
+        self.timer(min(scale.period_s / 4, _WATCH_PERIOD_S), self._watch)
         self.timer(_REPORT_PERIOD_S, self._report)
 
     def start(self) -> None:
@@ -122,15 +125,19 @@ class CommandSinkNode(ManagedNode):
         return NoArmSink()
 
     def _on_heartbeat(self, message: Heartbeat) -> None:
-        self._gate.beat(message.state == 'active', time.monotonic())
+        is_active = message.state == 'active'
+        self._gate.beat(is_active, time.monotonic())
+        self._has_guard = self._has_guard or is_active
+        self._watch()
 
     def _watch(self) -> None:
-        """Stop the arm as soon as the guard falls silent."""
-        has_guard = self._gate.has_guard(time.monotonic())
-        if self._acts and self._had_guard and not has_guard:
+        """Stop the arm as soon as the guard falls silent, or says that it is not active."""
+        if not self._has_guard or self._gate.has_guard(time.monotonic()):
+            return
+        self._has_guard = False
+        if self._acts:
             self._arm.stop()
             self.get_logger().error('the guard has fallen silent: the arm is stopped')
-        self._had_guard = has_guard
 
     def _on_command(self, message: ActionChunkMessage) -> None:
         """Take a command; whatever is refused stops the arm."""
@@ -140,6 +147,14 @@ class CommandSinkNode(ManagedNode):
             action = message_to_command(message)
         except ObservationError as error:
             self._refuse('bad_command', str(error))
+            return
+        rate_hz = self._settings.control_frequency_hz
+        if not math.isclose(message.control_frequency_hz, rate_hz, rel_tol=_RATE_TOLERANCE):
+            self._refuse(
+                'wrong_rate',
+                f'a command for {message.control_frequency_hz:g} Hz at control_frequency_hz '
+                f'{rate_hz:g}: guard and sink must have the same.',
+            )
             return
         stamp_ns = stamp_to_ns(message.header.stamp)
         now_ns = self.get_clock().now().nanoseconds
@@ -183,7 +198,7 @@ class CommandSinkNode(ManagedNode):
         )
         if self._problem:
             status.level, status.message = DiagnosticStatus.WARN, self._problem
-        if not self._had_guard:
+        if not self._has_guard:
             status.level, status.message = DiagnosticStatus.ERROR, 'the guard is silent'
         self._problem = ''
         status.values = [
