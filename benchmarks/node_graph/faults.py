@@ -1,19 +1,24 @@
 """Faults, one after another, on a running graph of processes: begun, ended, judged."""
 
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from node_graph.processes import NodeProcesses, NodeSpec
+from node_graph.partition import Partition
+from node_graph.processes import ROOT, NodeProcesses, NodeSpec
+from node_graph.recordings import compare
 from node_graph.robot_graph import Observed, RobotGraph
-from node_graph.verdict import Event, Verdict, judge
+from node_graph.verdict import Event, Verdict, is_motion, judge
 
 BEFORE_NS = 1_000_000_000
 """So much of the stream before a fault belongs to its judgement."""
 AFTER_S = 1.0
+DISK_BYTES = 2**20
 """So much of the stream after recovery."""
 
 
@@ -28,6 +33,7 @@ class Case:
         hold_s: How long it lasts.
         due: What is promised: 'null' within two command periods, 'stale' within the limit of age
             and two periods, 'zero' at the sink within two periods, or 'on' when the arm may go on.
+        check: Judges what else is promised, from beginning and end: whether it held, and a note.
     """
 
     name: str
@@ -35,6 +41,7 @@ class Case:
     end: Callable[['FaultRun'], int]
     hold_s: float = 1.0
     due: str = 'stale'
+    check: Callable[['FaultRun', int, int], tuple[bool, str]] = lambda *_: (True, '')
 
 
 class FaultRun:
@@ -44,24 +51,33 @@ class FaultRun:
         graph: Its settings.
         processes: Its processes.
         observed: What it says.
+        recording: The recorder's file, in faults of the recorder.
     """
 
-    def __init__(self, graph: RobotGraph, processes: NodeProcesses, seed: int = 0) -> None:
+    def __init__(
+        self,
+        graph: RobotGraph,
+        processes: NodeProcesses,
+        seed: int = 0,
+        place: Callable[[NodeSpec], NodeSpec] = lambda spec: spec,
+    ) -> None:
         """Start every node and wait until the arm moves.
 
         Args:
             graph: What to start.
             processes: Where.
             seed: Of the phases at which faults begin.
+            place: Puts a node into its network.
         """
         self.graph = graph
         self.processes = processes
         self._random = random.Random(seed)
         graph.faults.mkdir(parents=True, exist_ok=True)
-        self.observed = Observed(processes)
-        self.specs: dict[str, NodeSpec] = {spec.name: spec for spec in graph.nodes()}
+        self.observed = Observed(processes, place=place)
+        self.specs: dict[str, NodeSpec] = {spec.name: place(spec) for spec in graph.nodes()}
         for spec in self.specs.values():
             processes.start(spec)
+        self.recording: Path | None = None
         self._episodes = 0
 
     def begin_episode(self) -> None:
@@ -83,11 +99,13 @@ class FaultRun:
         time.sleep(AFTER_S)
         events = self.observed.events(began_ns - BEFORE_NS)
         verdict = judge(events, began_ns, ended_ns, self.graph.limit_ms)
+        held, note = case.check(self, began_ns, ended_ns)
         return {
             **asdict(verdict),
             'due': case.due,
             'due_ms': self.due_ms(case.due),
-            'kept': self.is_kept(case.due, verdict),
+            'kept': held and self.is_kept(case.due, verdict),
+            'note': note,
         }
 
     def _await_recovery(self, ended_ns: int) -> None:
@@ -184,6 +202,112 @@ def hung(node: str, due: str) -> Case:
     )
 
 
+def cut_off(partition: Partition) -> Case:
+    """A network that parts policy and robot."""
+    return Case(
+        'network partition', lambda _: partition.cut(), lambda _: partition.mend(), 1.5, 'null'
+    )
+
+
+def recorder_cases(graph: RobotGraph) -> list[Case]:
+    """A recorder that dies, and one whose disk is full."""
+    folder = graph.recordings
+    assert folder is not None  # these cases need a recorder
+
+    def kill(run: FaultRun) -> int:
+        run.recording = _newest(folder)
+        return run.processes.kill('recorder')
+
+    def fill(run: FaultRun) -> int:
+        run.processes.stop('recorder')
+        run.recording = _newest(folder)
+        limits = {'RLIMIT_FSIZE': DISK_BYTES}
+        began_ns = run.restart('recorder', replace(run.specs['recorder'], limits=limits))
+        run.observed.wait_for('recorder', lambda _: _newest(folder) != run.recording)
+        run.recording = _newest(folder)
+        return began_ns
+
+    def empty(run: FaultRun) -> int:
+        run.processes.stop('recorder')
+        return run.restart('recorder')
+
+    def is_whole(run: FaultRun, began_ns: int, ended_ns: int) -> tuple[bool, str]:
+        """Nothing is missing before the last command in the file."""
+        assert run.recording is not None  # begin has set it
+        seen = compare(run.recording, run.observed.events(), ended_ns)
+        size = run.recording.stat().st_size
+        held = seen.recorded > 0 and not seen.missing_between
+        return held, (
+            f'{seen.recorded} commands in {size / 1e6:.1f} MB, {seen.missing_between} missing '
+            f'before the last, {"; ".join(seen.losses) or "no losses"}'
+        )
+
+    def is_whole_to_the_kill(run: FaultRun, began_ns: int, _: int) -> tuple[bool, str]:
+        assert run.recording is not None  # begin has set it
+        seen = compare(run.recording, run.observed.events(), began_ns)
+        held = seen.recorded > 0 and not seen.missing_between and seen.missing_at_end <= 1
+        return held, (
+            f'{seen.recorded} of {seen.sent} commands sent before the kill are readable, '
+            f'{"; ".join(seen.losses) or "no losses"}'
+        )
+
+    def restart(run: FaultRun) -> int:
+        return run.restart('recorder')
+
+    killed_case = Case('recorder killed (SIGKILL)', kill, restart, 1.0, 'on', is_whole_to_the_kill)
+    return [killed_case, Case('disk full while recording', fill, empty, 5.0, 'on', is_whole)]
+
+
+def with_nan_weights(folder: Path) -> Case:
+    """A policy whose checkpoint holds NaN.
+
+    Args:
+        folder: Where the checkpoint is made.
+    """
+
+    def begin(run: FaultRun) -> int:
+        if not folder.exists():
+            write_nan_checkpoint(folder)
+        began_ns = run.processes.kill('policy_node')
+        run.restart('policy_node', run.specs['policy_node'].changed(checkpoint=str(folder)))
+        return began_ns
+
+    def end(run: FaultRun) -> int:
+        run.processes.kill('policy_node')
+        return run.restart('policy_node')
+
+    def is_still(run: FaultRun, began_ns: int, ended_ns: int) -> tuple[bool, str]:
+        """Nothing moves from two periods after the old policy's end on."""
+        from_ns = began_ns + round(2e6 * run.graph.period_ms)
+        moved = [
+            event
+            for event in run.observed.events(from_ns)
+            if event['kind'] == 'command' and event['at_ns'] < ended_ns and is_motion(event)
+        ]
+        refused = 'configure failed' in run.processes.log('policy_node')
+        return not moved, 'refused at configure' if refused else ''
+
+    return Case('NaN weights', begin, end, 12.0, 'null', is_still)
+
+
+def write_nan_checkpoint(folder: Path) -> None:
+    """Copy the package's own weights, and write NaN into the first tensor of each file."""
+    import numpy as np
+    from safetensors.numpy import load_file, save_file
+
+    shutil.copytree(ROOT / 'models' / 'weights', folder)
+    for path in folder.glob('*.safetensors'):
+        tensors = load_file(path)
+        name = next(key for key, value in tensors.items() if value.dtype.kind == 'f')
+        tensors[name] = np.full_like(tensors[name], np.nan)
+        save_file(tensors, path)
+
+
+def _newest(folder: Path) -> Path | None:
+    files = sorted(folder.glob('*.mcap'), key=lambda path: path.stat().st_mtime_ns)
+    return files[-1] if files else None
+
+
 def by_file(name: str, file: str, due: str) -> Case:
     """A fault within the policy."""
     return Case(name, lambda run: run.touch(file), lambda run: run.untouch(file), 1.5, due)
@@ -214,6 +338,7 @@ POLICY_CASES = (
     killed('policy_node', 'null'),
     hung('policy_node', 'null'),
 )
+GUARD_CASES = (killed('command_guard', 'zero'), hung('command_guard', 'zero'))
 
 
 def _is_active(node: str) -> Callable[[list[Event]], bool]:

@@ -32,8 +32,12 @@ def soak_nodes(folder: Path, suite: str, stand_in: bool) -> list[NodeSpec]:
             replace(spec, module='stand_ins.py', arguments=(kind, settings))
             for spec, kind in ((simulator, 'simulator'), (policy, 'policy'))
         )
+    sink = {'translation_scale_m': 0.05, 'rotation_scale_rad': 0.5}
+    recording = {'folder': str(folder / 'recording'), 'exclude': ['*/heartbeat', 'camera/*']}
     return [
         _on_simulated_time('command_guard', autostart=True),
+        _on_simulated_time('command_sink', autostart=True, **sink),
+        _on_simulated_time('recorder', autostart=True, **recording),
         _on_simulated_time('monitor'),
         policy,
         simulator,

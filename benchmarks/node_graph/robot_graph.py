@@ -5,6 +5,7 @@ behind it run as beside a real arm: no /clock, no lockstep, nobody waits.
 """
 
 import json
+import os
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,9 @@ from node_graph.processes import ROOT, NodeProcesses, NodeSpec
 from node_graph.verdict import Event
 
 NODES = 'vla_cache_ros.nodes'
+PYTHONPATH = os.pathsep.join(
+    filter(None, (str(ROOT / 'benchmarks'), os.environ.get('PYTHONPATH')))
+)
 CAMERAS = ('agentview', 'wrist')
 SOURCES = (*(f'camera/{name}/image_raw' for name in CAMERAS), 'joint_states', 'ee_pose')
 
@@ -32,6 +36,7 @@ class RobotGraph:
         stand_in: Settings of the stand-ins; None: LIBERO and the package's own policy.
         suite: LIBERO's suite, where it is LIBERO.
         faults: Folder of the files that break the policy.
+        recordings: Folder of the recorder's files; None: nothing is recorded.
     """
 
     faults: Path
@@ -41,6 +46,7 @@ class RobotGraph:
     stale_image_timeout_s: float = 0.6
     stand_in: Mapping[str, Any] | None = field(default_factory=dict)
     suite: str = 'libero_object'
+    recordings: Path | None = None
 
     @property
     def period_ms(self) -> float:
@@ -59,7 +65,15 @@ class RobotGraph:
 
     def nodes(self) -> list[NodeSpec]:
         """Every node, in the order of their start."""
-        return [self.guard(), self.injector(), self.policy(), self.simulator()]
+        recorder = [] if self.recordings is None else [self.recorder()]
+        return [
+            self.guard(),
+            self.sink(),
+            *recorder,
+            self.injector(),
+            self.policy(),
+            self.simulator(),
+        ]
 
     def simulator(self) -> NodeSpec:
         """The simulator, whose sensors are the injector's sources."""
@@ -113,6 +127,22 @@ class RobotGraph:
         }
         return NodeSpec('command_guard', f'{NODES}.command_guard', values)
 
+    def sink(self, **parameters: Any) -> NodeSpec:
+        """The command sink, whose twists the observer receives in the servo's place."""
+        values = {
+            'autostart': True,
+            'control_frequency_hz': self.control_hz,
+            'translation_scale_m': 0.05,
+            'rotation_scale_rad': 0.5,
+            **parameters,
+        }
+        return NodeSpec('command_sink', f'{NODES}.command_sink', values)
+
+    def recorder(self, **parameters: Any) -> NodeSpec:
+        """The recorder."""
+        values = {'autostart': True, 'folder': str(self.recordings), 'min_free_mib': 0}
+        return NodeSpec('recorder', f'{NODES}.recorder', values | parameters)
+
 
 class EventLog:
     """Reads the observer's file piece by piece."""
@@ -141,29 +171,31 @@ class EventLog:
 class Observed:
     """A graph's processes and what the observer has written about them."""
 
-    def __init__(self, processes: NodeProcesses, topics: Sequence[str] = (), **spec: Any) -> None:
+    def __init__(
+        self,
+        processes: NodeProcesses,
+        topics: Sequence[str] = (),
+        place: Callable[[NodeSpec], NodeSpec] = lambda spec: spec,
+    ) -> None:
         """Start the observer.
 
         Args:
             processes: Where it runs.
             topics: What it listens to; default: everything it knows.
-            **spec: More about its process, e.g. a prefix.
+            place: Puts it into its network.
         """
         path = processes.folder / 'events.jsonl'
         path.unlink(missing_ok=True)
         self.processes = processes
         self.new = EventLog(path).new
         self._events: list[Event] = []
-        self._observer = processes.start(
-            NodeSpec(
-                'observer',
-                'node_graph/observer.py',
-                arguments=(str(path), *topics),
-                environment={'PYTHONPATH': str(ROOT / 'benchmarks')},
-                **spec,
-            ),
-            stdin=subprocess.PIPE,
+        spec = NodeSpec(
+            'observer',
+            'node_graph/observer.py',
+            arguments=(str(path), *topics),
+            environment={'PYTHONPATH': PYTHONPATH},
         )
+        self._observer = processes.start(place(spec), stdin=subprocess.PIPE)
         self.wait_for('observer', lambda events: bool(events))
 
     def order(self, **order: Any) -> None:

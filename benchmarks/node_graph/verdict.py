@@ -19,7 +19,7 @@ class Verdict:
     """What was seen of one fault.
 
     Attributes:
-        first_null_ms: From the fault to the first null action; None: none came.
+        first_null_ms: From the fault to the first null action; None: none before its end.
         first_flag_ms: From the fault to the first drop, flush or refusal that names a reason.
         first_zero_ms: From the fault to the first zero twist of the command sink.
         silent_ms: The longest time without any command between fault and recovery.
@@ -72,12 +72,15 @@ def judge(events: Sequence[Event], began_ns: int, ended_ns: int, limit_ms: float
     during = [event for event in commands if began_ns <= event['at_ns'] < ended_ns]
     return Verdict(
         first_null_ms=_first_ms(
-            (status['published_ns'] for status in statuses if status['is_null']), began_ns
+            (status['published_ns'] for status in statuses if status['is_null']),
+            began_ns,
+            ended_ns,
         ),
-        first_flag_ms=_first_ms((when for when, _ in _flags(events)), began_ns),
+        first_flag_ms=_first_ms((when for when, _ in _flags(events)), began_ns, ended_ns),
         first_zero_ms=_first_ms(
             (event['at_ns'] for event in events if event['kind'] == 'twist' and event['is_zero']),
             began_ns,
+            ended_ns,
         ),
         silent_ms=_longest_silence_ms(commands, began_ns),
         recovery_ms=_recovery_ms(statuses, ended_ns, ready['wall_ns'] - ready['at_ns']),
@@ -91,9 +94,9 @@ def judge(events: Sequence[Event], began_ns: int, ended_ns: int, limit_ms: float
     )
 
 
-def _first_ms(moments_ns: Iterable[int], began_ns: int) -> float | None:
-    later = [moment_ns for moment_ns in moments_ns if moment_ns >= began_ns]
-    return (min(later) - began_ns) / 1e6 if later else None
+def _first_ms(moments_ns: Iterable[int], began_ns: int, ended_ns: int) -> float | None:
+    during = [moment_ns for moment_ns in moments_ns if began_ns <= moment_ns < ended_ns]
+    return (min(during) - began_ns) / 1e6 if during else None
 
 
 def _flags(events: Iterable[Event]) -> list[tuple[int, str]]:
