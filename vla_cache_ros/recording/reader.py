@@ -5,6 +5,8 @@ that lies in the file beside it, so that no ROS installation is needed, nor the 
 brought the type.
 """
 
+import contextlib
+import io
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
@@ -19,7 +21,7 @@ from vla_cache_ros.core.errors import RecordingError
 from vla_cache_ros.recording.records import Loss, McapFile
 
 METADATA = 'metadata.yaml'
-MAX_METADATA_BYTES = 4 * 2**20
+MAX_METADATA_BYTES = 2**20
 
 Decode = Callable[[bytes], Any]
 
@@ -131,7 +133,8 @@ def decoder(channel: Channel, schema: Schema | None) -> Decode:
             "'cdr' by 'ros2msg', as rosbag2 and the recorder write them."
         )
     try:
-        found = DecoderFactory().decoder_for(channel.message_encoding, schema)
+        with contextlib.redirect_stderr(io.StringIO()):  # it prints what it then raises
+            found = DecoderFactory().decoder_for(channel.message_encoding, schema)
     except Exception as error:  # the parser of definitions raises all kinds
         return refuse(f'the definition of {schema.name} is damaged ({error}).')
     assert found is not None  # the encodings were checked

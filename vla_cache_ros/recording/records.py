@@ -14,9 +14,9 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from mcap.data_stream import ReadDataStream
 from mcap.opcode import Opcode
@@ -78,8 +78,8 @@ class McapFile:
         """Whether the file was closed properly: its data end where they say so."""
         self.count = 0
         """Messages read."""
-        self._schemas: dict[int, Schema] = {}
-        self._channels: dict[int, Channel] = {}
+        self._schemas: dict[int, Any] = {}
+        self._channels: dict[int, Any] = {}
         try:
             self._size = path.stat().st_size
             with path.open('rb') as file:
@@ -107,12 +107,19 @@ class McapFile:
                 yield from self._read_data(file)
         except OSError as error:
             raise RecordingError(f'{self.path} cannot be read: {error.strerror}.') from error
-        if expected is not None and self.is_complete and expected > self.count and self.losses:
-            first = self.losses[0]
-            missing = expected - self.count
-            self.losses[0] = Loss(
-                first.path, first.offset, first.size_bytes, first.reason, missing
-            )
+        self._check_count(expected)
+
+    def _check_count(self, expected: int | None) -> None:
+        """Tell how many messages a loss cost, and of one that left no other trace."""
+        if expected is None or not self.is_complete or expected == self.count:
+            return
+        missing = max(0, expected - self.count)
+        if self.losses:
+            self.losses[0] = replace(self.losses[0], messages=missing)
+            return
+        self._lose(
+            0, 0, f'the file counts {expected} messages at its end and holds {self.count}', missing
+        )
 
     def _read_data(self, file: BinaryIO) -> Iterator[tuple[Channel, Message]]:
         offset = len(MAGIC)
@@ -129,7 +136,7 @@ class McapFile:
             content = offset + _HEAD.size
             is_cut = content + length > self._size
             if opcode == Opcode.CHUNK:
-                yield from self._read_chunk(file, offset, min(length, self._size - content))
+                yield from self._read_chunk(file, offset, length)
             elif opcode in (Opcode.MESSAGE, *_CHANNEL_DEFINITIONS) and not is_cut:
                 yield from self._read_plain(file, offset, opcode, length)
             if is_cut:
@@ -148,15 +155,17 @@ class McapFile:
         yield from self._record(opcode, file.read(length), offset)
 
     def _read_chunk(
-        self, file: BinaryIO, offset: int, present: int
+        self, file: BinaryIO, offset: int, length: int
     ) -> Iterator[tuple[Channel, Message]]:
-        """A chunk of which `present` bytes of content are in the file."""
+        """A chunk, of which the end may be missing."""
+        present = min(length, self._size - offset - _HEAD.size)
         if present > MAX_CHUNK_BYTES:
             self._lose(offset, present, f'a chunk of {present} bytes; valid: {MAX_CHUNK_BYTES}')
             return
         content = file.read(present)
         try:
-            chunk, is_cut = _parse_chunk(content)
+            chunk = _parse_chunk(content, length)
+            is_cut = present < length
             plain = _unpack(chunk, is_cut)
         except Exception as error:  # the libraries' own kinds; whichever, the chunk is lost
             self._lose(offset, _HEAD.size + present, f'a chunk cannot be unpacked ({error})')
@@ -218,13 +227,14 @@ class McapFile:
         stream = ReadDataStream(io.BytesIO(content))
         try:
             if opcode == Opcode.SCHEMA:
-                schema = Schema.read(stream)
-                self._schemas[schema.id] = schema
+                defined, kind = Schema.read(stream), self._schemas
             else:
-                channel = Channel.read(stream)
-                self._channels[channel.id] = channel
+                defined, kind = Channel.read(stream), self._channels
         except Exception as error:  # whatever the library meets in a damaged record
             self._lose(offset, len(content), f'a definition cannot be read ({error})')
+            return
+        if kind.setdefault(defined.id, defined) != defined:
+            self._lose(offset, len(content), f'a second, different definition of {defined.id}')
 
     def _read_summary(self, file: BinaryIO) -> int | None:
         """Take the definitions that the end of a whole file repeats.
@@ -269,14 +279,20 @@ class McapFile:
         self.losses.append(Loss(self.path, offset, size_bytes, reason, messages))
 
 
-def _parse_chunk(content: bytes) -> tuple[Chunk, bool]:
-    """Read a chunk record, of which the end may be missing; True says that it is."""
+def _parse_chunk(content: bytes, length: int) -> Chunk:
+    """Read a chunk record of so many bytes, of which the end may be missing.
+
+    Raises:
+        RecordingError: Its data are longer than the record.
+    """
     first_ns, last_ns, size, crc, name_bytes = _CHUNK_FIXED.unpack_from(content)
     name_stop = _CHUNK_FIXED.size + name_bytes
     compression = content[_CHUNK_FIXED.size : name_stop].decode()
     (packed_bytes,) = struct.unpack_from('<Q', content, name_stop)
+    if name_stop + 8 + packed_bytes > length:
+        raise RecordingError(f'it claims {packed_bytes} bytes of {length}')
     data = content[name_stop + 8 : name_stop + 8 + packed_bytes]
-    chunk = Chunk(
+    return Chunk(
         compression=compression,
         data=data,
         message_end_time=last_ns,
@@ -284,7 +300,6 @@ def _parse_chunk(content: bytes) -> tuple[Chunk, bool]:
         uncompressed_crc=crc,
         uncompressed_size=size,
     )
-    return chunk, len(data) < packed_bytes
 
 
 def _unpack(chunk: Chunk, is_cut: bool) -> bytes:
