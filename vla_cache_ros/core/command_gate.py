@@ -73,8 +73,8 @@ class CommandGate:
         """Whether the guard was heard in time."""
         return now_s - self._last_beat_s <= self.config.guard_timeout_s
 
-    def refuse(self, reason: str) -> None:
-        """Count a command that the caller refused."""
+    def count(self, reason: str) -> None:
+        """Count a command that came through here: 'taken', or why the caller refused it."""
         self._counts[reason] += 1
 
     def check(self, stamp_ns: int, now_ns: int, now_s: float) -> str:
@@ -86,12 +86,13 @@ class CommandGate:
             now_s: The time, seconds of the monotonic clock of `beat`.
 
         Returns:
-            Why it is refused: guard_lost, clock_backwards, stale, future_stamp or repeated; empty
-            when it is taken.
+            Why it is refused, counted: guard_lost, clock_backwards, stale, future_stamp or
+            repeated; empty when it is taken, not counted as long as the arm may refuse it.
         """
         reason = self._reason(stamp_ns, now_ns, now_s)
-        self._counts[reason or 'taken'] += 1
-        if not reason:
+        if reason:
+            self._counts[reason] += 1
+        else:
             self._last_stamp_ns = stamp_ns
         return reason
 

@@ -164,6 +164,7 @@ class CommandSinkNode(ManagedNode):
             return
         try:
             self._arm.take(action)
+            self._gate.count('taken')
         except RefusedError as error:
             self._refuse(error.reason, str(error))
             if error.reason != 'out_of_reach':
@@ -180,7 +181,7 @@ class CommandSinkNode(ManagedNode):
             self._switch.told()
 
     def _refuse(self, reason: str, detail: str) -> None:
-        self._gate.refuse(reason)
+        self._gate.count(reason)
         self._refused(reason, detail)
 
     def _refused(self, reason: str, detail: str) -> None:
