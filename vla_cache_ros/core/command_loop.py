@@ -101,6 +101,7 @@ class CommandLoop:
         self._refused: Counter[str] = Counter()
         self._instruction: str | None = None
         self._instruction_ns = 0
+        self._task: str | None = None  # what the chunks at hand were computed for
         self._last_step_ns: int | None = None
         self._starved = True
         self._null_left = 0  # lockstep: null actions that stand in for a chunk that was revoked
@@ -154,7 +155,7 @@ class CommandLoop:
     def give_instruction(self, instruction: str, now_ns: int) -> None:
         """Set the task in force; what was computed for another one is revoked."""
         instruction = instruction.strip()
-        if self._instruction is not None and instruction != self._instruction:
+        if self._task not in (None, instruction):
             self.revoke()
         self._instruction, self._instruction_ns = instruction, now_ns
 
@@ -172,12 +173,14 @@ class CommandLoop:
         if not len(chunk.actions):
             self.revoke(chunk.stamp_ns if now_ns is None else min(chunk.stamp_ns, now_ns))
             return ''
-        refusal = self._refusal(chunk, now_ns) or self._execution.load(chunk)
+        refusal = self._refusal(chunk, now_ns)
+        if refusal == 'other_instruction' or self._task not in (None, chunk.instruction.strip()):
+            self.revoke()
+        refusal = refusal or self._execution.load(chunk)
         if refusal:
             self._refused[refusal] += 1
-            if refusal == 'other_instruction':
-                self.revoke()
             return refusal
+        self._task = chunk.instruction.strip()
         self._null_left = 0
         return ''
 
@@ -189,6 +192,7 @@ class CommandLoop:
     def revoke(self, until_ns: int | None = None) -> None:
         """Drop what is left at once; chunks of observations up to this stamp are refused."""
         self._execution.revoke(until_ns)
+        self._task = None
         self._null_left = self._execution.config.actions_per_chunk
         if len(self.committed.actions):
             self.committed = _nothing(self.committed.step_ns)

@@ -187,8 +187,7 @@ class CommandGuardNode(ManagedNode):
             response.message = f'no other end yet: {", ".join(unconnected)}'
             return response
         response.success = True
-        if self._loop.instruction is not None:
-            response.message = json.dumps({'instruction': self._loop.instruction})
+        response.message = json.dumps({'instruction': self._loop.instruction or ''})
         return response
 
     def _on_e_stop(self) -> None:
