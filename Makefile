@@ -53,6 +53,7 @@ LIBERO_STAMP := $(STAMPS)/libero-$(call hash,requirements/libero.txt requirement
 SERVE_STAMP := $(STAMPS)/serve-$(call hash,requirements/serve.txt requirements/constraints.txt)
 RAY_STAMP := $(STAMPS)/ray-$(call hash,requirements/ray.txt requirements/constraints.txt)
 RECORD_STAMP := $(STAMPS)/record-$(call hash,requirements/record.txt requirements/constraints.txt)
+ROBOT_STAMP := $(STAMPS)/robot-$(call hash,requirements/robot.txt requirements/constraints.txt)
 CLIENTS_STAMP := $(STAMPS)/clients-$(call hash,requirements/clients.txt)
 SIMPLER_STAMP := $(STAMPS)/simpler-$(call hash,requirements/simpler.txt requirements/vulkan.sh requirements/constraints.txt)
 DEMO_STAMP := $(STAMPS)/demo-$(call hash,requirements/demo.txt requirements/constraints.txt)
@@ -86,6 +87,10 @@ setup-published: system $(PUBLISHED_STAMP) ## LIBERO as in the papers, for eval 
 .PHONY: setup-ray
 setup-ray: setup $(RAY_STAMP) ## Ray, for evaluations on a cluster
 	@echo 'Set up: vla-cache eval libero_object --ray local'
+
+.PHONY: setup-robot
+setup-robot: setup $(ROBOT_STAMP) ## kinematics, for arms that are driven by joint targets
+	@echo 'Set up: command_sink with joint targets and kinematics_node.'
 
 .PHONY: setup-simpler
 setup-simpler: setup $(SIMPLER_STAMP) ## SIMPLER's bridge tasks and ManiSkill's own
@@ -172,6 +177,11 @@ $(SERVE_STAMP): | $(BASE_STAMP)
 $(RECORD_STAMP): | $(BASE_STAMP)
 	@echo 'Set-up: recordings'
 	@$(PIP) -r requirements/record.txt
+	@touch $@
+
+$(ROBOT_STAMP): | $(BASE_STAMP)
+	@echo 'Set-up: kinematics'
+	@$(PIP) -r requirements/robot.txt
 	@touch $@
 
 $(RAY_STAMP): | $(BASE_STAMP)
