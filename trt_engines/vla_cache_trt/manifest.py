@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_cache_ros.core.errors import EngineError
+from vla_cache_ros.core.json_text import need, parse_json
 
 MANIFEST = 'manifest.json'
 RECORD = 'record.json'
@@ -277,13 +278,21 @@ def read_record(folder: Path, command: str) -> GraphRecord | None:
 
 
 def _graph_record(values: Mapping[str, Any]) -> GraphRecord:
-    files = {name: FileRecord(**file) for name, file in values['files'].items()}
-    return GraphRecord(values['spec_sha256'], values['onnx_sha256'], files, values['seconds'])
+    files = {
+        name: FileRecord(need(file['size'], int, 'size'), need(file['sha256'], str, 'sha256'))
+        for name, file in values['files'].items()
+    }
+    return GraphRecord(
+        need(values['spec_sha256'], str, 'spec_sha256'),
+        need(values['onnx_sha256'], str, 'onnx_sha256'),
+        files,
+        float(values['seconds']),
+    )
 
 
 def _read(path: Path, command: str) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding='utf-8'))
+        values = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise _damaged(path, error, command) from error
     if not isinstance(values, dict) or values.get('format') != FORMAT:

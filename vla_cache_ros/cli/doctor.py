@@ -20,6 +20,7 @@ from pathlib import Path
 
 from vla_cache_ros import __version__
 from vla_cache_ros.core.errors import VlaCacheError
+from vla_cache_ros.core.json_text import parse_object
 from vla_cache_ros.resources import SOURCE_ROOT, install_command, resource_folder
 
 PROBE_TIMEOUT_S = 60.0
@@ -366,7 +367,7 @@ def describe_weights(path: Path) -> str:
     data = path.read_bytes()
     try:
         header_size = int.from_bytes(data[:8], 'little')
-        header = json.loads(data[8 : 8 + header_size])
+        header = parse_object(data[8 : 8 + header_size])
         body_size = max(
             entry['data_offsets'][1] for name, entry in header.items() if name != '__metadata__'
         )

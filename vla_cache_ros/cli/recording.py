@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from vla_cache_ros.cli import environments
 from vla_cache_ros.core.errors import ConfigError
+from vla_cache_ros.core.json_text import need, parse_object
 from vla_cache_ros.core.layout import TokenLayout
 from vla_cache_ros.core.protocols import Policy
 from vla_cache_ros.core.types import ActionChunk, Observation, Proprioception
@@ -181,28 +182,35 @@ def load_observations(path: Path) -> tuple[list[Observation], str]:
         ConfigError: The file is missing, damaged or another kind of file.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            head = json.loads(str(arrays['head']))
-            if head.get('format') != FORMAT:
-                raise ConfigError(f'{path} is not in the format {FORMAT!r}.')
-            images = {camera: arrays[f'image_{camera}'] for camera in head['cameras']}
-            proprioception, stamps = arrays['proprioception'], arrays['stamp_ns']
+        return _read_observations(path)
     except FileNotFoundError:
         raise ConfigError(
             f'{path} does not exist; record frames with `vla-cache bench`.'
         ) from None
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f'{path} holds no recorded frames ({error}).') from error
+    except Exception as error:  # zip, zlib and numpy each have errors of their own for damage
+        raise ConfigError(
+            f'{path} holds no recorded frames ({type(error).__name__}: {error}).'
+        ) from error
+
+
+def _read_observations(path: Path) -> tuple[list[Observation], str]:
+    with np.load(path, allow_pickle=False) as arrays:
+        head = parse_object(str(arrays['head']))
+        if head.get('format') != FORMAT:
+            raise ValueError(f'it is not in the format {FORMAT!r}')
+        images = {camera: arrays[f'image_{camera}'] for camera in head['cameras']}
+        proprioception, stamps = arrays['proprioception'], arrays['stamp_ns']
+    instruction = need(head['instruction'], str, 'instruction')
     observations = [
         Observation(
             {camera: stack[index] for camera, stack in images.items()},
             Proprioception(row[:3], row[3:7], row[7:9]),
-            head['instruction'],
+            instruction,
             int(stamp),
         )
         for index, (row, stamp) in enumerate(zip(proprioception, stamps, strict=True))
     ]
-    return observations, head['about']
+    return observations, need(head['about'], str, 'about')
 
 
 def _pack(state: Proprioception) -> NDArray[np.float32]:

@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from vla_cache_ros.core.errors import DatasetError
+from vla_cache_ros.core.json_text import need, parse_object
 from vla_cache_ros.dataset.episode import EpisodeInfo
 from vla_cache_ros.dataset.layout import EPISODES_PATH, INFO_PATH, TASKS_PATH, DatasetSpec
 
-_OWN_FIELDS = {field.name for field in fields(EpisodeInfo)} - {'instruction'}
+_OWN_FIELDS: dict[str, type] = {
+    field.name: type(field.default) for field in fields(EpisodeInfo) if field.name != 'instruction'
+}
+"""Name of what episodes.jsonl says of an episode's origin -> its type."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ def read_spec(root: Path) -> DatasetSpec:
     """
     path = root / INFO_PATH
     try:
-        info = json.loads(path.read_text(encoding='utf-8'))
+        info = parse_object(path.read_bytes())
     except FileNotFoundError as error:
         raise DatasetError(
             f'no dataset at {root}: {INFO_PATH} is missing. Record one with `vla-cache demos`.'
@@ -47,7 +51,11 @@ def read_tasks(root: Path) -> list[str]:
     Raises:
         DatasetError: A line is broken.
     """
-    return [entry['task'] for entry in read_lines(root / TASKS_PATH)]
+    path = root / TASKS_PATH
+    try:
+        return [need(entry['task'], str, 'task') for entry in read_lines(path)]
+    except (KeyError, ValueError) as error:
+        raise DatasetError(f'{path} is damaged: {error!r}; copy the dataset again.') from error
 
 
 def read_entries(root: Path) -> list[EpisodeEntry]:
@@ -61,14 +69,18 @@ def read_entries(root: Path) -> list[EpisodeEntry]:
         try:
             if line['episode_index'] != number:
                 raise ValueError(f'episode_index {line["episode_index"]} at line {number + 1}')
-            own = {name: line[name] for name in _OWN_FIELDS if name in line}
-            info = EpisodeInfo(instruction=line['tasks'][0], **own)
-            entries.append(EpisodeEntry(number, int(line['length']), info))
+            own = {name: need(line[name], kind, name) for name, kind in _own_fields(line)}
+            info = EpisodeInfo(instruction=need(line['tasks'][0], str, 'task'), **own)
+            entries.append(EpisodeEntry(number, need(line['length'], int, 'length'), info))
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise DatasetError(
                 f'{root / EPISODES_PATH} is damaged: {error!r}; copy the dataset again.'
             ) from error
     return entries
+
+
+def _own_fields(line: dict[str, Any]) -> list[tuple[str, type]]:
+    return [(name, kind) for name, kind in _OWN_FIELDS.items() if name in line]
 
 
 def episode_line(entry: EpisodeEntry) -> dict[str, Any]:
@@ -100,10 +112,10 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the lines of a .jsonl file; a last line without its line end is not there yet."""
     if not path.exists():
         return
-    text = path.read_text(encoding='utf-8')
-    for number, line in enumerate(text[: text.rfind('\n') + 1].splitlines(), start=1):
+    content = path.read_bytes()
+    for number, line in enumerate(content[: content.rfind(b'\n') + 1].splitlines(), start=1):
         try:
-            yield json.loads(line)
+            yield parse_object(line)
         except ValueError as error:
             raise DatasetError(
                 f'{path}, line {number}, is not JSON ({error}); copy the dataset again.'

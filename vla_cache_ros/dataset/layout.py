@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from vla_cache_ros.core.errors import DatasetError
+from vla_cache_ros.core.json_text import need
 from vla_cache_ros.dataset.video import PIXEL_FORMAT
 
 CODEBASE_VERSION = 'v2.1'
@@ -36,6 +37,14 @@ STATE_NAMES = [
     'gripper_position_m_left',
     'gripper_position_m_right',
 ]
+_SIZES = (
+    'image_size_px',
+    'control_frequency_hz',
+    'control_steps_per_frame',
+    'chunk_size',
+    'relevance_rows',
+)
+_GREATEST_SIZE = 1 << 14
 RELEVANCE_BITS = {'target': 1, 'goal': 2, 'gripper': 4}
 """Meaning of the bits of `label.relevance`, one byte per patch."""
 
@@ -138,6 +147,21 @@ class DatasetSpec:
             'vla_cache': asdict(self) | {'relevance_bits': RELEVANCE_BITS},
         }
 
+    def _check(self) -> None:
+        """Check the types and signs of what a file said.
+
+        Raises:
+            ValueError: One is wrong.
+        """
+        for camera in self.cameras:
+            need(camera, str, 'a camera')
+        need(self.robot_type, str, 'robot_type')
+        for name in _SIZES:
+            if not 0 < need(getattr(self, name), int, name) <= _GREATEST_SIZE:
+                raise ValueError(f'{name} is not between 1 and {_GREATEST_SIZE}')
+        if self.fps == 0:
+            raise ValueError('control_steps_per_frame exceeds control_frequency_hz')
+
     @classmethod
     def from_info(cls, info: dict[str, Any], path: Path) -> 'DatasetSpec':
         """Read the specification back.
@@ -155,17 +179,18 @@ class DatasetSpec:
                 f'{path} has LeRobot layout {version!r}; valid: {CODEBASE_VERSION!r}. Convert it '
                 "with LeRobot's own conversion scripts, or record anew with `vla-cache demos`."
             )
-        own: dict[str, Any] = dict(info.get('vla_cache') or {})
-        own.pop('relevance_bits', None)
         try:
+            own: dict[str, Any] = dict(info.get('vla_cache') or {})
+            own.pop('relevance_bits', None)
             own['cameras'] = tuple(own['cameras'])
             spec = cls(**own)
-        except (KeyError, TypeError) as error:
+            spec._check()
+        except (KeyError, TypeError, ValueError) as error:
             raise DatasetError(
                 f'{path} is a LeRobot dataset without the expert labels that training needs '
                 f'(entry "vla_cache" of {INFO_PATH}: {error}); record one with `vla-cache demos`.'
             ) from error
-        if spec.features() != info['features']:
+        if spec.features() != info.get('features'):
             raise DatasetError(
                 f'{path / INFO_PATH}: its features do not agree with its "vla_cache" entry; '
                 'the file was edited or comes from another version. Record anew.'

@@ -109,10 +109,16 @@ class DemonstrationDataset:
             if camera not in self.spec.cameras:
                 raise UnknownNameError('camera', camera, self.spec.cameras)
         table = self._read_table(entry)
-        arrays: dict[str, Any] = {
-            FIELD_OF_FEATURE[feature]: _array(table[feature], (entry.length, *shape), dtype)
-            for feature, (shape, dtype) in self.spec.array_shapes.items()
-        }
+        try:
+            arrays: dict[str, Any] = {
+                FIELD_OF_FEATURE[feature]: _array(table[feature], (entry.length, *shape), dtype)
+                for feature, (shape, dtype) in self.spec.array_shapes.items()
+            }
+        except (TypeError, ValueError, pa.ArrowException) as error:
+            raise DatasetError(
+                f'{data_file(self.root, entry.episode_index)} holds a column of another kind '
+                f'({error}). Copy the dataset again.'
+            ) from error
         arrays['policy_drives'] = arrays['policy_drives'].reshape(-1)
         images = {
             camera: decode_video(video_file(self.root, entry.episode_index, camera), entry.length)
@@ -124,7 +130,8 @@ class DemonstrationDataset:
         path = data_file(self.root, entry.episode_index)
         try:
             table = pq.read_table(path)
-        except (OSError, pa.ArrowException) as error:
+            missing = set(self.spec.array_shapes) - set(table.column_names)
+        except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
             raise DatasetError(
                 f'cannot read {path}: {error}; it is missing or truncated. Copy the dataset again.'
             ) from error

@@ -1,5 +1,6 @@
 """H.264 clips of one camera and one episode, by PyAV."""
 
+import itertools
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +13,9 @@ from vla_cache_ros.core.errors import DatasetError
 
 PIXEL_FORMAT = 'yuv444p'
 """Full chroma resolution: at 128 px it costs nothing and gains 1 to 3 dB over yuv420p."""
+
+MAX_PIXELS = 1 << 25
+"""Largest picture that is unpacked; more is a damaged header."""
 
 CRF = 20
 """x264's constant rate factor; docs/decisions/0002-lerobot-layout.md has the measurement."""
@@ -58,18 +62,22 @@ def decode_video(path: Path, frames: int) -> NDArray[np.uint8]:
         with av.open(str(path)) as container:
             stream: Any = container.streams.video[0]
             stream.codec_context.thread_count = 1
-            images.extend(
-                cast(NDArray[np.uint8], picture.to_ndarray(format='rgb24'))
-                for picture in container.decode(stream)
-            )
-    except (OSError, IndexError, FFmpegError) as error:
+            for picture in itertools.islice(container.decode(stream), frames + 1):
+                if not 0 < picture.width * picture.height <= MAX_PIXELS:
+                    raise ValueError(f'a picture of {picture.width}x{picture.height} pixels')
+                images.append(cast(NDArray[np.uint8], picture.to_ndarray(format='rgb24')))
+            if len({image.shape for image in images}) > 1:
+                raise ValueError('pictures of different sizes')
+    except (OSError, IndexError, FFmpegError, ValueError, AttributeError) as error:
+        # PyAV gives a stream of no known codec no codec context: AttributeError.
         raise DatasetError(
             f'cannot read the video {path}: {error}; it is missing or truncated. Copy the dataset '
             'again, or remove the episode.'
         ) from error
     if len(images) != frames:
         raise DatasetError(
-            f'the video {path} holds {len(images)} frames, its episode {frames}; it is truncated. '
+            f'the video {path} holds {"more" if len(images) > frames else len(images)} frames, '
+            f'its episode {frames}; it is truncated or of another one. '
             'Copy the dataset again, or record anew.'
         )
     return np.stack(images)

@@ -24,13 +24,14 @@ import fcntl
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from vla_cache_ros.core.errors import ConfigError, EvaluationError
+from vla_cache_ros.core.json_text import parse_json, parse_object
 from vla_cache_ros.evaluation.episode import Divergence, EpisodeRow, EpisodeSpec, PolicyStep
 
 FILE, LOCK = 'episodes.sqlite', 'episodes.lock'
@@ -164,11 +165,18 @@ class EpisodeStore:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the episodes were run with."""
-        return {
-            name: json.loads(value)
-            for name, value in self._db.execute('SELECT name, value FROM settings ORDER BY name')
-        }
+        """What the episodes were run with.
+
+        Raises:
+            ConfigError: The file is damaged; so say the other readers.
+        """
+        with self._reading():
+            return {
+                name: parse_json(value)
+                for name, value in self._db.execute(
+                    'SELECT name, value FROM settings ORDER BY name'
+                )
+            }
 
     def add(self, row: EpisodeRow) -> None:
         """Store an episode with its steps, durably; a simulator's error becomes an attempt.
@@ -193,7 +201,8 @@ class EpisodeStore:
 
     def finished(self) -> set[EpisodeSpec]:
         """The episodes that need not be run again."""
-        return {EpisodeSpec(*row) for row in self._db.execute(f'SELECT {_SPEC} FROM episodes')}
+        with self._reading():
+            return {EpisodeSpec(*row) for row in self._db.execute(f'SELECT {_SPEC} FROM episodes')}
 
     def rows(self, specs: Iterable[EpisodeSpec] | None = None) -> list[EpisodeRow]:
         """Finished episodes with their traces.
@@ -203,27 +212,29 @@ class EpisodeStore:
                 they were finished.
         """
         wanted = None if specs is None else list(specs)
-        traces = self._traces()
         found: dict[EpisodeSpec, EpisodeRow] = {}
-        for number, *values, name, note in self._db.execute(
-            f'SELECT id, {_SPEC}, {_OUTCOME} FROM episodes ORDER BY id'
-        ):
-            spec, result = EpisodeSpec(*values[:6]), values[6:]
-            found[spec] = EpisodeRow(
-                spec, *result, trace=tuple(traces.get(number, ())), fingerprint=name, note=note
-            )
+        with self._reading():
+            traces = self._traces()
+            for number, *values, name, note in self._db.execute(
+                f'SELECT id, {_SPEC}, {_OUTCOME} FROM episodes ORDER BY id'
+            ):
+                spec, result = EpisodeSpec(*values[:6]), values[6:]
+                found[spec] = EpisodeRow(
+                    spec, *result, trace=tuple(traces.get(number, ())), fingerprint=name, note=note
+                )
         if wanted is None:
             return list(found.values())
         return [found[spec] for spec in wanted if spec in found]
 
     def attempts(self) -> list[Attempt]:
         """Episodes whose simulator failed, in the order of time."""
-        return [
-            Attempt(EpisodeSpec(*values), note, failed_utc)
-            for *values, note, failed_utc in self._db.execute(
-                f'SELECT {_SPEC}, note, failed_utc FROM attempts ORDER BY id'
-            )
-        ]
+        with self._reading():
+            return [
+                Attempt(EpisodeSpec(*values), note, failed_utc)
+                for *values, note, failed_utc in self._db.execute(
+                    f'SELECT {_SPEC}, note, failed_utc FROM attempts ORDER BY id'
+                )
+            ]
 
     def check(self, settings: Mapping[str, Any]) -> None:
         """See to it that the folder's episodes were run with these settings.
@@ -242,6 +253,16 @@ class EpisodeStore:
                 f'{self.path.parent} holds episodes of other settings:{"".join(lines)}\n'
                 'Name another folder, or ask for the same settings.'
             )
+
+    @contextlib.contextmanager
+    def _reading(self) -> Generator[None, None, None]:
+        """Name the file where what it holds cannot be read; a sound look does not see it all."""
+        try:
+            yield
+        except (sqlite3.Error, ValueError, TypeError, AttributeError) as error:
+            raise ConfigError(
+                f'{self.path} is damaged ({error}); move the file away and run its episodes again.'
+            ) from error
 
     def _settle(self, settings: Mapping[str, Any]) -> None:
         self.check(settings)
@@ -304,7 +325,7 @@ def _step(values: Sequence[Any]) -> PolicyStep:
         control_step,
         mode,
         step_ms,
-        json.loads(stage_ms),
+        parse_object(stage_ms),
         ratio,
         vision_ratio,
         flush_reason,
@@ -355,7 +376,7 @@ def _connect(path: Path, create: bool) -> sqlite3.Connection:
         if create and _is_empty(database):
             database.executescript(_SCHEMA)
         _verify(database, path)
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:
         with contextlib.suppress(AttributeError):
             database.close()  # type: ignore[union-attr]  # None where connecting failed
         raise ConfigError(

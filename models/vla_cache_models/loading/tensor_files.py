@@ -5,7 +5,6 @@ Opening a file checks that it is whole and holds tensors alone; no value is read
 
 import functools
 import hashlib
-import json
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -14,10 +13,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vla_cache_ros.core.errors import CheckpointError
+from vla_cache_ros.core.json_text import need, parse_json, parse_object
 
 LFS_POINTER = b'version https://git-lfs.github.com/spec/'
 ZIP_START = b'PK\x03\x04'
@@ -105,7 +105,12 @@ class SafetensorsFile:
 
     def read(self, name: str) -> Tensor:
         """One tensor, memory-mapped."""
-        return self._mapped.get_tensor(name)
+        try:
+            return self._mapped.get_tensor(name)
+        except SafetensorError as error:
+            raise CheckpointError(
+                f'{self.paths[0]} is damaged ({error}); copy it again.'
+            ) from error
 
     @functools.cached_property
     def _mapped(self) -> Any:
@@ -222,6 +227,12 @@ def open_safetensors(folder: Path) -> TensorFile:
     weight_map = read_json(index).get('weight_map')
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f'{index} has no weight_map; copy the file again.')
+    if not all(
+        isinstance(shard, str) and Path(shard).name == shard for shard in weight_map.values()
+    ):
+        raise CheckpointError(
+            f'{index} lists shards that are no names of files beside it; copy the file again.'
+        )
     shards = sorted(set(weight_map.values()))
     missing = [shard for shard in shards if not (folder / shard).is_file()]
     if missing:
@@ -273,10 +284,10 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: It is missing, unreadable or something else.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
     except FileNotFoundError:
         raise CheckpointError(f'{path} is missing; copy the checkpoint folder again.') from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         _refuse_lfs_pointer(path)
         raise CheckpointError(f'{path} is not readable JSON: {error}') from error
     if not isinstance(content, dict):
@@ -313,14 +324,16 @@ def _safetensors_header(path: Path) -> dict[str, dict[str, Any]]:
         if 8 + length > size:
             raise _truncated(path, size, 8 + length)
         try:
-            header = json.loads(file.read(length))
+            header = parse_object(file.read(length))
             header.pop('__metadata__', None)
+            for entry in header.values():
+                _check_types(need(entry, dict, 'an entry'))
             end = (
                 8
                 + length
                 + max((entry['data_offsets'][1] for entry in header.values()), default=0)
             )
-        except (ValueError, AttributeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError) as error:
             raise CheckpointError(
                 f'{path} has a damaged header ({error}); copy it again.'
             ) from error
@@ -329,6 +342,19 @@ def _safetensors_header(path: Path) -> dict[str, dict[str, Any]]:
     for name, entry in header.items():
         _check_entry(path, name, entry)
     return header
+
+
+def _check_types(entry: Mapping[str, Any]) -> None:
+    """Check that a header's entry is of the kinds that its format says.
+
+    Raises:
+        ValueError: One is not.
+        KeyError: One is missing.
+    """
+    need(entry['dtype'], str, 'dtype')
+    numbers = [*need(entry['shape'], list, 'shape'), *need(entry['data_offsets'], list, 'offsets')]
+    if len(entry['data_offsets']) != 2 or not all(need(n, int, 'a size') >= 0 for n in numbers):
+        raise ValueError('a size is negative, or there are not two offsets')
 
 
 def _check_entry(path: Path, name: str, entry: Mapping[str, Any]) -> None:

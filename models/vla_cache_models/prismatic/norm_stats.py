@@ -9,7 +9,6 @@ Dimensions that are masked out pass as they are; normally that is the gripper.
 """
 
 import difflib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_cache_ros.core.errors import CheckpointError, ConfigError, UnknownNameError
+from vla_cache_ros.core.json_text import parse_json
 
 CONFIG_NAME = 'config.json'
 STATISTICS_NAME = 'dataset_statistics.json'
@@ -110,8 +110,8 @@ def read_norm_stats(config: Mapping[str, Any], folder: Path) -> dict[str, NormSt
     if path.is_file():
         source = str(path)
         try:
-            entries = json.loads(path.read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            entries = parse_json(path.read_bytes())
+        except ValueError as error:
             raise CheckpointError(f'{path} is not readable JSON: {error}') from error
     else:
         source = f'norm_stats in {folder / CONFIG_NAME}'

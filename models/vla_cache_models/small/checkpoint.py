@@ -16,6 +16,7 @@ from vla_cache_models.small.network import ParallelVla, VlaConfig
 from vla_cache_models.small.proprioception import ProprioceptionScale
 from vla_cache_models.small.tokenizer import WordTokenizer
 from vla_cache_ros.core.errors import CheckpointError, ConfigError
+from vla_cache_ros.core.json_text import parse_json
 
 MODEL_TYPE = 'parallel_vla'
 CONFIG_NAME = 'config.json'
@@ -122,13 +123,13 @@ def _undescribed(folder: Path, error: Exception) -> CheckpointError:
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_NAME
     try:
-        config = json.loads(path.read_text())
+        config = parse_json(path.read_bytes())
     except FileNotFoundError:
         raise CheckpointError(
             f'no checkpoint at {folder}: {CONFIG_NAME} is missing. Train one with '
             '`vla-cache train`, or name the folder of an existing one.'
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise CheckpointError(f'{path} is not readable JSON: {error}') from error
     if not isinstance(config, dict) or config.get('model_type') != MODEL_TYPE:
         raise CheckpointError(
