@@ -5,9 +5,9 @@ import pytest
 from geometry_msgs.msg import PoseStamped
 from hypothesis import given
 from hypothesis import strategies as st
-from sensor_msgs.msg import JointState
 
 from vla_cache_ros.core.errors import ObservationError
+from vla_cache_ros.core.gripper import GripperMap
 from vla_cache_ros.nodes.conversions import (
     ns_to_stamp,
     stamp_to_ns,
@@ -22,20 +22,18 @@ def test_stamp_there_and_back(stamp_ns):
     assert stamp_to_ns(ns_to_stamp(stamp_ns)) == stamp_ns
 
 
-def state(**changes):
-    joints = JointState(name=['arm', 'left', 'right'], position=[9.0, 0.04, -0.04])
+FINGERS = GripperMap(('right', 'left'), (-0.04, 0.04), (0.0, 0.0))
+
+
+def state(x=0.5, left=0.02):
     pose = PoseStamped()
-    pose.pose.position.x, pose.pose.orientation.w = 0.5, 1.0
-    if 'position' in changes:
-        joints.position = changes['position']
-    if 'x' in changes:
-        pose.pose.position.x = changes['x']
-    return joints, pose
+    pose.pose.position.x, pose.pose.orientation.w = x, 1.0
+    return {'arm': 9.0, 'left': left, 'right': -0.04}, pose
 
 
 def test_proprioception_is_read_by_joint_name():
-    arm = to_proprioception(*state(), ('right', 'left'))
-    np.testing.assert_allclose(arm.gripper_position_m, [-0.04, 0.04])
+    arm = to_proprioception(*state(), FINGERS)
+    np.testing.assert_allclose(arm.gripper_position_m, [0.04, -0.02])
     np.testing.assert_allclose(arm.ee_position_m, [0.5, 0, 0])
     np.testing.assert_allclose(arm.ee_quaternion_xyzw, [0, 0, 0, 1])
 
@@ -44,10 +42,9 @@ def test_proprioception_is_read_by_joint_name():
     ('changes', 'named'),
     [
         ({'x': float('nan')}, 'ee_position_m'),
-        ({'position': [9.0, float('inf'), 0.0]}, 'gripper_position_m'),
-        ({'position': [9.0, 0.04]}, 'they hold: arm, left'),
+        ({'left': float('inf')}, 'gripper_position_m'),
     ],
 )
 def test_bad_state_is_refused_by_name(changes, named):
     with pytest.raises(ObservationError, match=named):
-        to_proprioception(*state(**changes), ('left', 'right'))
+        to_proprioception(*state(**changes), FINGERS)

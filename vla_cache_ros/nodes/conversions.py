@@ -4,19 +4,18 @@ Images are in image_conversions.py, so that guard and sink need not load OpenCV.
 the fields alone: a recording is read by the same functions, without ROS.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_cache_ros.core.errors import ObservationError
+from vla_cache_ros.core.gripper import GripperMap
 from vla_cache_ros.core.types import Proprioception
 
 if TYPE_CHECKING:
     from builtin_interfaces.msg import Time
     from geometry_msgs.msg import PoseStamped
-    from sensor_msgs.msg import JointState
 
 _NANOSECONDS = 1_000_000_000
 
@@ -35,27 +34,25 @@ def ns_to_stamp(stamp_ns: int) -> 'Time':
 
 
 def to_proprioception(
-    joints: 'JointState', pose: 'PoseStamped', gripper_joint_names: Sequence[str]
+    joints: Mapping[str, float], pose: 'PoseStamped', gripper: GripperMap
 ) -> Proprioception:
     """Read the arm's state.
 
+    Args:
+        joints: Joint -> position; those of the gripper are needed.
+        pose: Of the end effector.
+        gripper: Maps its joints onto the gripper that the policies were trained on.
+
     Raises:
-        ObservationError: A finger joint is missing, or a value is NaN or infinite.
+        ObservationError: A value is NaN or infinite.
     """
-    positions = dict(zip(joints.name, joints.position, strict=False))
-    missing = [name for name in gripper_joint_names if name not in positions]
-    if missing:
-        raise ObservationError(
-            f'joint states lack {", ".join(missing)}; they hold: {", ".join(positions)}. '
-            'Set gripper_joint_names to the finger joints of your robot.'
-        )
     position, orientation = pose.pose.position, pose.pose.orientation
     return Proprioception(
         ee_position_m=np.array([position.x, position.y, position.z], np.float32),
         ee_quaternion_xyzw=np.array(
             [orientation.x, orientation.y, orientation.z, orientation.w], np.float32
         ),
-        gripper_position_m=np.array([positions[name] for name in gripper_joint_names], np.float32),
+        gripper_position_m=gripper.fingers([joints[name] for name in gripper.joint_names]),
     )
 
 

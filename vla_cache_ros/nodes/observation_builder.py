@@ -4,15 +4,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from geometry_msgs.msg import PoseStamped
 from numpy.typing import NDArray
 from sensor_msgs.msg import CompressedImage, Image
 
 from vla_cache_ros.core.errors import ObservationError
 from vla_cache_ros.core.frame_watch import FrameLimits, FrameWatch
 from vla_cache_ros.core.gripper import GripperMap
-from vla_cache_ros.core.types import Observation, Proprioception
-from vla_cache_ros.nodes.conversions import stamp_to_ns
+from vla_cache_ros.core.types import Observation
+from vla_cache_ros.nodes.conversions import stamp_to_ns, to_proprioception
 from vla_cache_ros.nodes.image_conversions import compressed_to_rgb, image_to_rgb
 from vla_cache_ros.nodes.policy_requests import RefusedError, Request
 
@@ -43,7 +42,7 @@ class ObservationBuilder:
         self.resized = ''
         return Observation(
             images={name: self._picture(name, message) for name, message in inputs.images.items()},
-            proprioception=self._proprioception(inputs.joints, inputs.pose),
+            proprioception=to_proprioception(inputs.joints, inputs.pose, self._gripper),
             instruction=request.instruction,
             stamp_ns=inputs.stamp_ns,
             committed=committed,
@@ -61,18 +60,6 @@ class ObservationBuilder:
         if reason:
             raise RefusedError(reason, f'{camera}: {detail}')
         return pixels
-
-    def _proprioception(self, joints: Any, pose: PoseStamped) -> Proprioception:
-        position, orientation = pose.pose.position, pose.pose.orientation
-        return Proprioception(
-            ee_position_m=np.array([position.x, position.y, position.z], np.float32),
-            ee_quaternion_xyzw=np.array(
-                [orientation.x, orientation.y, orientation.z, orientation.w], np.float32
-            ),
-            gripper_position_m=self._gripper.fingers(
-                [joints[name] for name in self._gripper.joint_names]
-            ),
-        )
 
 
 def _unpack(message: Image | CompressedImage) -> NDArray[np.uint8]:
