@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -129,6 +130,52 @@ class FakePolicy:
         return StepReport(len(self.observations) - 1, 'cached', {'vision': 1.0, 'head': 0.5}, plan)
 
 
+class FakeCachedPolicy(FakePolicy):
+    """Its cached actions are off by `error`, those of its dense twin are right."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.error = 0.0
+        self.off_reason = ''
+        self.pressures: list[float] = []
+        self.twin = FakeTwin()
+
+    def set_pressure(self, pressure: float) -> None:
+        self.pressures.append(pressure)
+
+    def switch_off(self, reason: str) -> None:
+        self.off_reason = reason
+
+    def switch_on(self) -> None:
+        self.off_reason = ''
+
+    def dense_twin(self) -> 'FakeTwin':
+        return self.twin
+
+    def act(self, observation: Observation) -> ActionChunk:
+        chunk = super().act(observation)
+        if not self.off_reason:
+            chunk.actions[:, :6] += self.error
+        return chunk
+
+    def _report(self) -> StepReport:
+        return replace(
+            super()._report(),
+            mode='dense' if self.off_reason else 'cached',
+            off_reason=self.off_reason,
+            reuse_pressure=self.pressures[-1],
+        )
+
+
+class FakeTwin(FakePolicy):
+    """The dense twin of a FakeCachedPolicy."""
+
+    followed = 0
+
+    def follow(self, leader: FakeCachedPolicy) -> None:
+        self.followed += 1
+
+
 @pytest.fixture
 def env() -> FakeEnv:
     return FakeEnv()
@@ -137,6 +184,11 @@ def env() -> FakeEnv:
 @pytest.fixture
 def policy() -> FakePolicy:
     return FakePolicy()
+
+
+@pytest.fixture
+def cached_policy() -> FakeCachedPolicy:
+    return FakeCachedPolicy()
 
 
 @pytest.fixture
