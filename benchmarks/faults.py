@@ -133,7 +133,7 @@ def combine(seen: Sequence[Row]) -> Row:
     reasons: Counter[str] = Counter()
     for row in seen:
         reasons.update(row['reasons'])
-    times = ('first_null_ms', 'first_flag_ms', 'first_zero_ms', 'recovery_ms')
+    times = ('first_null_ms', 'first_flag_ms', 'first_zero_ms', 'moving_ms', 'recovery_ms')
     worst = {key: _range([row[key] for row in seen]) for key in times}
     sums = {
         key: sum(row[key] for row in seen)

@@ -37,6 +37,7 @@ class StandIn:
         width_px: Of each image.
         inference_ms: Time that the policy takes.
         steps: Control steps of an episode; 0: as many as its init_state says.
+        chunk: Actions of a chunk.
         motion: What the policy commands along x.
         faults: Folder of the files that break the policy; empty: never.
     """
@@ -46,6 +47,7 @@ class StandIn:
     width_px: int = 128
     inference_ms: float = 10.0
     steps: int = 0
+    chunk: int = CHUNK
     motion: float = 0.0
     faults: str = ''
 
@@ -95,11 +97,10 @@ class StandInEnv:
 class StandInPolicy:
     """Sleeps, then moves along x."""
 
-    chunk_size = CHUNK
-
     def __init__(self, settings: StandIn) -> None:
         """Take the time that a step shall last."""
         self._settings = settings
+        self.chunk_size = settings.chunk
         self.camera_names = settings.cameras
         self.image_size_px = settings.height_px
         spans = (CameraSpan(name, slot, 1, 1) for slot, name in enumerate(settings.cameras))
@@ -112,7 +113,7 @@ class StandInPolicy:
     def act(self, observation: Observation) -> ActionChunk:
         """Sleep and answer."""
         time.sleep(self._settings.inference_ms / 1e3)
-        actions = np.zeros((CHUNK, 7), np.float32)
+        actions = np.zeros((self.chunk_size, 7), np.float32)
         actions[:, 0] = self._settings.motion
         return ActionChunk(actions, observation.stamp_ns, instruction=observation.instruction)
 

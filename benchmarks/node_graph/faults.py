@@ -130,8 +130,9 @@ class FaultRun:
         limit_ms = self.due_ms(due)
         if limit_ms is None:
             return True
-        reacted_ms = verdict.first_zero_ms if due == 'zero' else verdict.first_null_ms
-        return reacted_ms is not None and reacted_ms <= limit_ms
+        if due == 'zero':
+            return verdict.first_zero_ms is not None and (verdict.moving_ms or 0) <= limit_ms
+        return verdict.first_null_ms is not None and verdict.first_null_ms <= limit_ms
 
     # What cases are made of
 

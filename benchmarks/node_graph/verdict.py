@@ -22,6 +22,7 @@ class Verdict:
         first_null_ms: From the fault to the first null action; None: none before its end.
         first_flag_ms: From the fault to the first drop, flush or refusal that names a reason.
         first_zero_ms: From the fault to the first zero twist of the command sink.
+        moving_ms: From the fault to the last twist before its end that moves the arm; None: none.
         silent_ms: The longest time without any command between fault and recovery.
         recovery_ms: From the fault's end to the first action let through whose image was taken
             after the end; None: none was.
@@ -37,6 +38,7 @@ class Verdict:
     first_null_ms: float | None
     first_flag_ms: float | None
     first_zero_ms: float | None
+    moving_ms: float | None
     silent_ms: float
     recovery_ms: float | None
     oldest_ms: float
@@ -82,6 +84,15 @@ def judge(events: Sequence[Event], began_ns: int, ended_ns: int, limit_ms: float
             began_ns,
             ended_ns,
         ),
+        moving_ms=_last_ms(
+            (
+                event['at_ns']
+                for event in events
+                if event['kind'] == 'twist' and not event['is_zero']
+            ),
+            began_ns,
+            ended_ns,
+        ),
         silent_ms=_longest_silence_ms(commands, began_ns),
         recovery_ms=_recovery_ms(statuses, ended_ns, ready['wall_ns'] - ready['at_ns']),
         oldest_ms=max(ages_ms, default=0.0),
@@ -97,6 +108,11 @@ def judge(events: Sequence[Event], began_ns: int, ended_ns: int, limit_ms: float
 def _first_ms(moments_ns: Iterable[int], began_ns: int, ended_ns: int) -> float | None:
     during = [moment_ns for moment_ns in moments_ns if began_ns <= moment_ns < ended_ns]
     return (min(during) - began_ns) / 1e6 if during else None
+
+
+def _last_ms(moments_ns: Iterable[int], began_ns: int, ended_ns: int) -> float | None:
+    during = [moment_ns for moment_ns in moments_ns if began_ns <= moment_ns < ended_ns]
+    return (max(during) - began_ns) / 1e6 if during else None
 
 
 def _flags(events: Iterable[Event]) -> list[tuple[int, str]]:
