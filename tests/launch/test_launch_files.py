@@ -14,8 +14,17 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH_FILES = sorted((ROOT / 'launch').glob('*.yaml'))
 CONFIG_FILES = sorted((ROOT / 'config').glob('*.yaml'))
-ARGUMENTS = {'namespace', 'use_sim_time', 'params_file', 'autostart'}
+ARGUMENTS = {'namespace', 'use_sim_time', 'params_file', 'autostart', 'log_level'}
 COMPOSED = {'bringup': ('policy_node', 'sim_bridge', 'command_guard', 'monitor')}
+STARTED = {'bringup_manager': ('policy_node',)}
+"""Node -> the nodes that it starts with its own remappings and parameters."""
+
+ROBOT_FILES = [
+    ROOT / 'config' / f'{name}.yaml'
+    for name in ('franka_servo', 'ur_joint_trajectory', 'widowx', 'so101')
+]
+SUPERVISED_APART = {'monitor', 'camera_node', 'kinematics_node', 'recorder', 'bringup_manager'}
+"""Nodes of the bring-up that the manager leaves alone: their loss moves nothing."""
 
 pytestmark = pytest.mark.ros  # the tables of parameters belong to the nodes
 
@@ -27,9 +36,20 @@ def tables() -> dict[str, type]:
 
 
 def entities(path: Path, kind: str) -> list[dict]:
-    launch = yaml.safe_load(path.read_text(encoding='utf-8'))['launch']
-    assert all(len(entity) == 1 for entity in launch)
-    return [entity[kind] for entity in launch if kind in entity]
+    """Every entity of a kind, those in groups as well."""
+    waiting = list(yaml.safe_load(path.read_text(encoding='utf-8'))['launch'])
+    found = []
+    for entity in waiting:
+        ((name, content),) = entity.items()
+        assert name in KINDS
+        if name == kind:
+            found.append(content)
+        if name == 'group':
+            waiting.extend(content)
+    return found
+
+
+KINDS = ('arg', 'node', 'include', 'group')
 
 
 def executables() -> dict[str, str]:
@@ -57,9 +77,18 @@ def test_every_executable_can_be_imported(target):
 
 
 @pytest.mark.parametrize('path', LAUNCH_FILES, ids=names)
-def test_launch_file_has_only_known_entities(path):
-    launch = yaml.safe_load(path.read_text(encoding='utf-8'))['launch']
-    assert {kind for entity in launch for kind in entity} == {'arg', 'node'}
+def test_launch_file_starts_or_includes_something(path):
+    assert entities(path, 'node') or entities(path, 'include')
+
+
+@pytest.mark.parametrize('path', LAUNCH_FILES, ids=names)
+def test_every_included_file_exists_and_gets_every_argument_it_must(path):
+    for include in entities(path, 'include'):
+        included = path.parent / include['file'].removeprefix('$(dirname)/')
+        assert included in LAUNCH_FILES
+        given = {argument['name'] for argument in include['arg']}
+        assert given >= ARGUMENTS
+        assert given <= {argument['name'] for argument in entities(included, 'arg')}
 
 
 @pytest.mark.parametrize('path', LAUNCH_FILES, ids=names)
@@ -74,6 +103,62 @@ def test_every_node_takes_namespace_and_parameter_file(path):
     for node in entities(path, 'node'):
         assert node['namespace'] == '$(var namespace)'
         assert {'from': '$(var params_file)'} in node['param']
+        assert node['ros_args'] == '--log-level $(var log_level)'
+
+
+@pytest.mark.parametrize('path', LAUNCH_FILES, ids=names)
+def test_parameters_set_at_launch_have_their_type_and_not_a_string(path):
+    # In YAML launch 'false' in quotes is a string, which no bool parameter takes.
+    for node in entities(path, 'node'):
+        for parameter in node['param']:
+            value = parameter.get('value')
+            assert not isinstance(value, str) or value.startswith('$(var '), parameter
+
+
+@pytest.mark.parametrize('path', LAUNCH_FILES, ids=names)
+def test_conditions_are_arguments(path):
+    declared = {argument['name'] for argument in entities(path, 'arg')}
+    for node in entities(path, 'node'):
+        for key in ('if', 'unless'):
+            if key in node:
+                assert node[key].removeprefix('$(var ').removesuffix(')') in declared
+
+
+def test_bringup_starts_each_supervised_node_once():
+    path = ROOT / 'launch' / 'bringup.launch.yaml'
+    started = [node['exec'] for node in entities(path, 'node')]
+    assert len(started) == len(set(started))
+    for config in ROBOT_FILES:
+        manager = yaml.safe_load(config.read_text(encoding='utf-8'))['/**/bringup_manager']
+        values = manager['ros__parameters']
+        by_launch = set(values['node_names']) - set(values['processes'])
+        assert by_launch == set(started) - SUPERVISED_APART
+        assert not set(values['processes']) & set(started)
+        assert tuple(values['processes']) == STARTED['bringup_manager']
+        assert set(values['hold_nodes']) == by_launch
+
+
+def test_whoever_is_supervised_does_not_start_itself():
+    path = ROOT / 'launch' / 'bringup.launch.yaml'
+    for node in entities(path, 'node'):
+        given = {item['name']: item['value'] for item in node['param'] if 'name' in item}
+        if node['exec'] not in SUPERVISED_APART:
+            assert given['autostart'] is False
+        if node['exec'] == 'bringup_manager':
+            assert 'respawn' not in node  # it would activate what somebody deactivated
+
+
+@pytest.mark.parametrize('path', ROBOT_FILES, ids=names)
+def test_robot_file_moves_nothing_until_somebody_says_so(path):
+    content = yaml.safe_load(path.read_text(encoding='utf-8'))
+    values = {key.removeprefix('/**/'): item['ros__parameters'] for key, item in content.items()}
+    assert values['command_sink']['dry_run'] is True
+    assert values['bringup_manager']['reactivate'] is False
+    guard, sink = values['command_guard'], values['command_sink']
+    for name in ('position_scale_m', 'rotation_scale_rad', 'control_frequency_hz'):
+        assert guard[name] == sink[name], name
+    for name in ('max_linear_velocity_m_s', 'workspace_lower_m', 'workspace_upper_m'):
+        assert guard[name], name
 
 
 @pytest.mark.parametrize('path', LAUNCH_FILES, ids=names)
@@ -112,13 +197,15 @@ def test_every_parameter_set_at_launch_is_declared(path):
 
 @pytest.mark.parametrize('path', LAUNCH_FILES, ids=names)
 def test_every_remapped_topic_is_one_of_the_nodes_own(path):
+    sources = ''.join(
+        module.read_text(encoding='utf-8')
+        for module in (ROOT / 'vla_cache_ros/nodes').glob('*.py')
+    )
     for node in entities(path, 'node'):
-        source = (ROOT / 'vla_cache_ros' / 'nodes' / f'{node["exec"]}.py').read_text(
-            encoding='utf-8'
-        )
         for remap in node.get('remap', []):
             pattern = re.sub(r'camera/\w+/', 'camera/{camera}/', remap['from'])
-            assert f"'{pattern}'" in source, remap
+            assert f"'{remap['from']}'" in sources or f"'{pattern}" in sources, remap
+            assert remap['to'].startswith('$(var ')
 
 
 @pytest.mark.parametrize('path', CONFIG_FILES, ids=names)
@@ -126,16 +213,15 @@ def test_every_parameter_in_a_file_is_declared_and_valid(path):
     from rclpy.node import Node
     from rclpy.parameter import Parameter
 
+    from vla_cache_ros.nodes.parameter_files import check_file
     from vla_cache_ros.nodes.parameters import declare
 
+    assert check_file(path, tables()) == []
     for key, content in yaml.safe_load(path.read_text(encoding='utf-8')).items():
         assert key.startswith('/**/'), key  # any namespace
         name, values = key.removeprefix('/**/'), content['ros__parameters']
-        table = tables()[name]
-        unknown = set(values) - {field.name for field in dataclasses.fields(table)}
-        assert not unknown, f'{path.name}: {name} has no parameters {unknown}'
         overrides = [Parameter(field, value=value) for field, value in values.items()]
-        declared = declare(Node(name, parameter_overrides=overrides), table)
+        declared = declare(Node(name, parameter_overrides=overrides), tables()[name])
         for field, value in values.items():
             expected = tuple(value) if isinstance(value, list) else value
             assert getattr(declared, field) == expected
@@ -156,7 +242,7 @@ def test_rates_agree_within_a_file(path):
     values = {key.removeprefix('/**/'): item['ros__parameters'] for key, item in content.items()}
     rates = {v['control_frequency_hz'] for v in values.values() if 'control_frequency_hz' in v}
     assert len(rates) == 1
-    simulator = values.get('sim_bridge', {})
+    simulator = values.get('sim_bridge', {})  # robots have none
     if simulator.get('mode') == 'lockstep':
         assert values['command_guard']['pacing'] == 'state'
         assert values['command_guard']['actions_per_chunk'] == simulator['frame_every']

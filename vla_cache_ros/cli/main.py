@@ -49,6 +49,14 @@ COMMANDS: tuple[Command, ...] = (
         summary='what this machine has, what is missing, and the command that gets it',
     ),
     Command(
+        name='check',
+        module='vla_cache_ros.cli.check',
+        config='CheckConfig',
+        run='run_check',
+        summary="parameter files against the nodes' tables, line by line",
+        details='Exit code: 0 nothing is wrong, 1 something is, 2 bad input.',
+    ),
+    Command(
         name='demo',
         module='vla_cache_ros.cli.demo',
         config='DemoConfig',
@@ -94,6 +102,14 @@ COMMANDS: tuple[Command, ...] = (
             'Exit code: 0 every episode is judged, 1 it was stopped or simulator errors remain, '
             '2 bad input, 130 interrupted. The same command goes on where it was stopped.'
         ),
+    ),
+    Command(
+        name='replay',
+        module='vla_cache_ros.cli.replay',
+        config='ReplayConfig',
+        run='run_replay',
+        summary='the policy over a recording, its actions beside the recorded ones',
+        details=('Exit code: 0 within the tolerance, 1 beyond it, 2 bad input, 130 interrupted.'),
     ),
     Command(
         name='serve',
