@@ -1,9 +1,9 @@
-"""Render docs/benchmarks.md, and the README's block of tables, from benchmarks/results/*.json.
+"""Render docs/benchmarks.md, docs/reliability.md and the README's tables from their results.
 
     python benchmarks/make_tables.py [--check]
 
-No figure is typed by hand: what has no result has no table. `--check` writes nothing and fails
-where a document is not what the results say.
+The results lie in benchmarks/results/*.json. No figure is typed by hand: what has no result has
+no table. `--check` writes nothing and fails where a document is not what the results say.
 """
 
 import json
@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import evaluation_tables
+import reliability_tables
 from evaluation_tables import table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / 'benchmarks' / 'results'
 DOCUMENT = ROOT / 'docs' / 'benchmarks.md'
+RELIABILITY = ROOT / 'docs' / 'reliability.md'
 README = ROOT / 'README.md'
 BLOCK = re.compile(r'(<!-- benchmarks:begin[^>]*-->\n).*?(<!-- benchmarks:end -->)', re.DOTALL)
 
@@ -26,6 +28,14 @@ HEAD = """# Benchmarks
 
 Made from `benchmarks/results/*.json` by `python benchmarks/make_tables.py`; do not edit by hand.
 Each section names the command that measured it and the machine that it ran on. Intervals are 95 %.
+"""
+
+RELIABILITY_HEAD = """# Reliability
+
+Made from `benchmarks/results/*.json` by `python benchmarks/make_tables.py`; do not edit by hand.
+Each section names the command that measured it and the machine that it ran on. The same faults
+are tests (`tests/faults/`), with a fake simulator and a fake policy; what a robot does in them is
+in [robot.md](robot.md).
 """
 
 Result = Mapping[str, Any]
@@ -651,7 +661,7 @@ RENDERERS: dict[str, Callable[[Result], list[str]]] = {
     'engine_step_oft_300m_published': engine_step,
     'engine_parity': engine_parity,
 }
-"""Result file -> its section, in the document's order."""
+"""Result file -> its section of docs/benchmarks.md, in the document's order."""
 
 DEFAULT_COMMANDS = {
     name: f'python benchmarks/{name}.py --json > benchmarks/results/{name}.json'
@@ -669,13 +679,23 @@ README_SECTIONS: dict[str, Callable[[Result], list[str]]] = {
 def render_section(name: str, result: Result) -> list[str]:
     """Render a result with its command and machine."""
     command = result.get('command', DEFAULT_COMMANDS.get(name, ''))
-    return [*RENDERERS[name](result), *_provenance(command, result.get('machine', {}))]
+    render = {**RENDERERS, **reliability_tables.RENDERERS}[name]
+    return [*render(result), *_provenance(command, result.get('machine', {}))]
 
 
 def render_document(results: Mapping[str, Result]) -> str:
     """Render docs/benchmarks.md."""
     lines = [HEAD]
     for name in RENDERERS:
+        if name in results:
+            lines += render_section(name, results[name])
+    return '\n'.join(lines).rstrip() + '\n'
+
+
+def render_reliability(results: Mapping[str, Result]) -> str:
+    """Render docs/reliability.md."""
+    lines = [RELIABILITY_HEAD]
+    for name in reliability_tables.RENDERERS:
         if name in results:
             lines += render_section(name, results[name])
     return '\n'.join(lines).rstrip() + '\n'
@@ -697,17 +717,18 @@ def load_results() -> dict[str, Result]:
     """Read every result file; one without a renderer is an error."""
     results: dict[str, Result] = {}
     for path in sorted(RESULTS.glob('*.json')):
-        if path.stem not in RENDERERS:
-            raise SystemExit(f'{path} has no renderer; known: {", ".join(RENDERERS)}')
+        if path.stem not in (known := {**RENDERERS, **reliability_tables.RENDERERS}):
+            raise SystemExit(f'{path} has no renderer; known: {", ".join(known)}')
         results[path.stem] = json.loads(path.read_text(encoding='utf-8'))
     return results
 
 
 def main() -> None:
-    """Write or check both documents."""
+    """Write or check the documents."""
     results = load_results()
     wanted = {
         DOCUMENT: render_document(results),
+        RELIABILITY: render_reliability(results),
         README: render_readme(README.read_text(encoding='utf-8'), results),
     }
     stale = [

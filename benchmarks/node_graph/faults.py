@@ -18,7 +18,7 @@ from node_graph.verdict import Event, Verdict, is_motion, judge
 BEFORE_NS = 1_000_000_000
 """So much of the stream before a fault belongs to its judgement."""
 AFTER_S = 1.0
-DISK_BYTES = 2**20
+DISK_BYTES = 2**18
 """So much of the stream after recovery."""
 
 

@@ -32,7 +32,7 @@ def soak_nodes(folder: Path, suite: str, stand_in: bool) -> list[NodeSpec]:
             replace(spec, module='stand_ins.py', arguments=(kind, settings))
             for spec, kind in ((simulator, 'simulator'), (policy, 'policy'))
         )
-    sink = {'translation_scale_m': 0.05, 'rotation_scale_rad': 0.5}
+    sink = {'position_scale_m': 0.05, 'rotation_scale_rad': 0.5}
     recording = {'folder': str(folder / 'recording'), 'exclude': ['*/heartbeat', 'camera/*']}
     return [
         _on_simulated_time('command_guard', autostart=True),

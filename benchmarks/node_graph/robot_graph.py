@@ -132,7 +132,7 @@ class RobotGraph:
         values = {
             'autostart': True,
             'control_frequency_hz': self.control_hz,
-            'translation_scale_m': 0.05,
+            'position_scale_m': 0.05,
             'rotation_scale_rad': 0.5,
             **parameters,
         }

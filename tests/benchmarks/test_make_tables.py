@@ -22,6 +22,8 @@ def make_tables(monkeypatch):
 def test_documents_are_what_the_results_say(make_tables):
     results = make_tables.load_results()
     assert make_tables.DOCUMENT.read_text(encoding='utf-8') == make_tables.render_document(results)
+    reliability = make_tables.RELIABILITY.read_text(encoding='utf-8')
+    assert reliability == make_tables.render_reliability(results)
     readme = make_tables.README.read_text(encoding='utf-8')
     assert readme == make_tables.render_readme(readme, results)
 

@@ -46,11 +46,11 @@ Bring = Callable[..., Robot]
 
 
 def graph_in(folder: Path, **changes: Any) -> RobotGraph:
-    """A graph whose chunks outlast every reaction, so that no fault ends by itself."""
+    """A graph whose chunks outlast the limit of age, so that no fault ends by itself."""
     return RobotGraph(
         faults=folder / 'faults',
         stand_in=STAND_IN,
-        actions_per_chunk=CHUNK,
+        actions_per_chunk=CHUNK // 2 - 2,
         stale_image_timeout_s=1.0,
         **changes,
     )

@@ -1,0 +1,6 @@
+"""Scripts of benchmarks/ import one another as their folder has them."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / 'benchmarks'))
