@@ -412,7 +412,8 @@ def _load_mapped(path: Path) -> dict[str, Any]:
                 'the tensors in use take memory), or add swap.'
             ) from error
         raise CheckpointError(
-            f'{path} is damaged ({str(error).splitlines()[0]}); copy it again.'
+            f'{path} is damaged ({(str(error) or type(error).__name__).splitlines()[0]}); copy it '
+            'again.'
         ) from error
     if not isinstance(content, dict):
         raise CheckpointError(

@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import math
+import typing
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -16,11 +18,15 @@ from vla_cache_models.small.network import ParallelVla, VlaConfig
 from vla_cache_models.small.proprioception import ProprioceptionScale
 from vla_cache_models.small.tokenizer import WordTokenizer
 from vla_cache_ros.core.errors import CheckpointError, ConfigError
-from vla_cache_ros.core.json_text import parse_json
+from vla_cache_ros.core.json_text import need, parse_json
 
 MODEL_TYPE = 'parallel_vla'
 CONFIG_NAME = 'config.json'
 WEIGHTS_NAME = 'model.safetensors'
+GREATEST_SIZE, GREATEST_LAYERS = 1 << 16, 256
+"""Bounds of a config's numbers: more is damage, and would take hours to build."""
+
+ConfigT = TypeVar('ConfigT')
 
 
 @dataclass(frozen=True)
@@ -77,9 +83,10 @@ def load_checkpoint(folder: Path, device: str = 'cpu') -> Checkpoint:
     config = _read_config(folder)
     vla_config = read_architecture(folder, config)
     try:
-        tokenizer = WordTokenizer(config['words'], vla_config.text_tokens)
-        scale = ProprioceptionScale(**config['proprioception_scale'])
-        execute_steps = int(config['execute_steps'])
+        words = [need(word, str, 'a word') for word in need(config['words'], list, 'words')]
+        tokenizer = WordTokenizer(words, vla_config.text_tokens)
+        scale = _read_scale(config['proprioception_scale'])
+        execute_steps = need(config['execute_steps'], int, 'execute_steps')
     except (KeyError, TypeError, ValueError, ConfigError) as error:
         raise _undescribed(folder, error) from error
     with torch.device('meta'):
@@ -108,12 +115,41 @@ def read_architecture(folder: Path, config: Mapping[str, Any]) -> VlaConfig:
     """
     try:
         architecture = dict(config['architecture'])
-        architecture['tower'] = DecoderConfig(**architecture['tower'])
-        architecture['decoder'] = DecoderConfig(**architecture['decoder'])
-        architecture['cameras'] = tuple(architecture['cameras'])
-        return VlaConfig(**architecture)
-    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        architecture['tower'] = _checked(DecoderConfig, architecture['tower'])
+        architecture['decoder'] = _checked(DecoderConfig, architecture['decoder'])
+        cameras = need(architecture['cameras'], list, 'cameras')
+        architecture['cameras'] = tuple(need(camera, str, 'a camera') for camera in cameras)
+        return _checked(VlaConfig, architecture)
+    except (KeyError, TypeError, ValueError, ArithmeticError, ConfigError) as error:
         raise _undescribed(folder, error) from error
+
+
+def _checked(table: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
+    """Build a part of the architecture from numbers of the right kind and a plausible size.
+
+    Raises:
+        ValueError: One is not.
+        TypeError, ConfigError: As the table itself says.
+    """
+    kinds = typing.get_type_hints(table)
+    for name, value in values.items():
+        if kinds.get(name) is int:
+            greatest = GREATEST_LAYERS if name == 'layers' else GREATEST_SIZE
+            if not 0 <= need(value, int, name) <= greatest:
+                raise ValueError(f'{name} is {value}; valid: 0 to {greatest}')
+        elif kinds.get(name) is float and not 0 <= float(value) < math.inf:
+            raise ValueError(f'{name} is {value}; valid: a finite number from 0')
+        elif kinds.get(name) is str:
+            need(value, str, name)
+    return table(**values)
+
+
+def _read_scale(values: Mapping[str, Any]) -> ProprioceptionScale:
+    scale = ProprioceptionScale(**values)
+    numbers = (*scale.position_mean_m, *scale.position_std_m, scale.gripper_open_m)
+    if len(numbers) != 7 or not all(math.isfinite(number) for number in numbers):
+        raise ValueError('proprioception_scale does not hold 3, 3 and 1 finite numbers')
+    return scale
 
 
 def _undescribed(folder: Path, error: Exception) -> CheckpointError:
