@@ -112,6 +112,15 @@ lint: setup-dev ## ruff, pyright and the layers' contracts
 test: lint ## lint, then run every test
 	$(BIN)/python -m pytest $(ARGS)
 
+# The whole pinned trees, without resolving them anew; torch is pinned here. Strict: what could not be
+# asked about must not pass as safe.
+.PHONY: audit
+audit: setup-dev ## ask PyPI for known vulnerabilities of what is pinned; needs the network
+	@status=0; for list in requirements/{constraints,published,clients}.txt <(echo torch==$(TORCH_VERSION)); do \
+	    echo "== $$list"; \
+	    $(BIN)/pip-audit --disable-pip --no-deps --progress-spinner off --strict --requirement $$list || status=1; \
+	done; exit $$status
+
 .PHONY: clean
 clean: ## remove build products and caches; keep .venv, data and runs
 	rm -rf build install log *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
