@@ -43,7 +43,8 @@ def test_every_parameter_has_a_description_and_a_valid_default(table, ros):
 def test_descriptor_carries_type_range_and_read_only():
     frequency = descriptor(GuardParameters, 'control_frequency_hz')
     assert frequency.type == ParameterType.PARAMETER_DOUBLE
-    assert frequency.read_only
+    assert descriptor(GuardParameters, 'autostart').read_only
+    assert not frequency.read_only
     assert frequency.floating_point_range[0].to_value == 1000.0
     steps = descriptor(Sim, 'frame_every')
     assert steps.integer_range[0].from_value == 1
@@ -91,4 +92,11 @@ def test_later_change_is_checked_too(ros):
 def test_read_only_parameter_does_not_change(ros):
     node = node_with()
     declare(node, GuardParameters)
-    assert not node.set_parameters([Parameter('dry_run', value=True)])[0].successful
+    assert not node.set_parameters([Parameter('autostart', value=False)])[0].successful
+
+
+def test_an_array_that_is_empty_by_default_takes_numbers_and_nothing_else(ros):
+    corner = declare(node_with(workspace_lower_m=[0, 1, 2]), GuardParameters).workspace_lower_m
+    assert corner == (0.0, 1.0, 2.0)
+    with pytest.raises(ConfigError, match='workspace_lower_m is .* valid: float array'):
+        declare(node_with(workspace_lower_m=['a']), GuardParameters)

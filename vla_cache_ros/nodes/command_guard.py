@@ -10,12 +10,15 @@ it, and periods that were missed are skipped, not made up for. It runs on the st
 no correction of the wall's clock stops, or on simulated time where use_sim_time is set.
 """
 
+import dataclasses
 import json
 import time
 from typing import Any
 
 from geometry_msgs.msg import PoseStamped
+from rcl_interfaces.msg import SetParametersResult
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 from sensor_msgs.msg import JointState
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
@@ -77,7 +80,17 @@ class CommandGuardNode(ManagedNode):
         self._inputs: list[Any] = []
         self._timers: list[Any] = []
         self._e_stop = EmergencyStop(self, self._on_e_stop, self._on_release)
+        self.add_on_set_parameters_callback(self._check_change)
         self.supervise(self._settings)
+
+    def _check_change(self, changes: list[Parameter]) -> SetParametersResult:
+        """Refuse a change that would not take effect: nobody shall trust a limit that is none."""
+        own = {field.name for field in dataclasses.fields(GuardParameters)}
+        changed = [change.name for change in changes if change.name in own]
+        if not changed or self.lifecycle_state == 'unconfigured':
+            return SetParametersResult(successful=True)
+        reason = f'{", ".join(changed)}: read at configure; deactivate and clean up first'
+        return SetParametersResult(successful=False, reason=reason)
 
     # Lifecycle
 
