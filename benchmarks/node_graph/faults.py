@@ -270,7 +270,18 @@ def with_nan_weights(folder: Path) -> Case:
         if not folder.exists():
             write_nan_checkpoint(folder)
         began_ns = run.processes.kill('policy_node')
-        run.restart('policy_node', run.specs['policy_node'].changed(checkpoint=str(folder)))
+        spec = run.specs['policy_node'].changed(checkpoint=str(folder))
+        started_ns = run.restart(
+            'policy_node', replace(spec, arguments=('load', spec.arguments[1]))
+        )
+
+        def has_answered(events: list[Event]) -> bool:
+            refused = 'configure failed' in run.processes.log('policy_node')
+            return refused or any(
+                event['kind'] == 'chunk' and event['at_ns'] > started_ns for event in events
+            )
+
+        run.observed.wait_for('the policy with NaN weights', has_answered, 120)
         return began_ns
 
     def end(run: FaultRun) -> int:
@@ -288,7 +299,7 @@ def with_nan_weights(folder: Path) -> Case:
         refused = 'configure failed' in run.processes.log('policy_node')
         return not moved, 'refused at configure' if refused else ''
 
-    return Case('NaN weights', begin, end, 12.0, 'null', is_still)
+    return Case('NaN weights', begin, end, 1.5, 'null', is_still)
 
 
 def write_nan_checkpoint(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """Nodes that die or hang while the arm moves."""
 
 import pytest
-from node_graph.faults import by_file, hung, killed, recorder_cases
+from node_graph.faults import by_file, hung, killed, recorder_cases, with_nan_weights
 
 pytestmark = [pytest.mark.ros, pytest.mark.slow]
 
@@ -24,6 +24,14 @@ def test_actions_that_are_not_finite_never_pass(robot):
     row = robot.suffer(by_file('NaN actions', 'nan', 'stale'))
     robot.assert_in_time(row)
     assert any(reason.startswith('non_finite') for reason in row['reasons'])
+
+
+def test_a_policy_of_nan_weights_moves_nothing(robot, tmp_path):
+    row = robot.suffer(with_nan_weights(tmp_path / 'checkpoint'))
+    robot.assert_in_time(row)
+    assert {'non_finite_chunk', 'non_finite'} & set(row['reasons'])
+    moved = row['commands'] - row['nulls']
+    assert moved <= row['first_null_ms'] / robot.run.graph.period_ms + 2
 
 
 def test_stalls_of_inference_are_bridged_by_the_chunk(robot):
