@@ -90,6 +90,7 @@ setup(
         ('share/ament_index/resource_index/packages', [f'resource/{NAME}']),
         (f'share/{NAME}', ['package.xml']),
         (f'share/{NAME}/config', files('config/*')),
+        (f'share/{NAME}/config/security', files('config/security/*')),
         (f'share/{NAME}/launch', files('launch/*')),
         (
             f'share/{NAME}/requirements',

@@ -29,6 +29,7 @@ from vla_cache_ros.nodes.child_processes import (
     CommandOf,
     node_command,
     passed_on,
+    sibling_enclave,
 )
 from vla_cache_ros.nodes.parameter_tables.bringup_manager import BringupParameters
 from vla_cache_ros.nodes.parameters import declare
@@ -124,6 +125,7 @@ class BringupManager(Node):
         """How a node of this package is run below the manager, which alone activates it."""
         use_sim_time = str(self.get_parameter('use_sim_time').value).lower()
         own = ['-p', 'autostart:=false', '-p', f'use_sim_time:={use_sim_time}']
+        own += sibling_enclave(sys.argv, name)
         return node_command(name, [*passed_on(sys.argv), *own])
 
     # Senses

@@ -31,8 +31,8 @@ def node_command(name: str, ros_arguments: Sequence[str] = ()) -> list[str]:
 def passed_on(arguments: Sequence[str]) -> list[str]:
     """Those of a process's ROS arguments that its children are to have as well.
 
-    Parameter files, remappings and log levels go on; what names one node (its name, a parameter
-    given by hand) does not.
+    Parameter files, remappings and log levels go on; what belongs to one node (its name, its
+    enclave, a parameter given by hand) does not.
 
     Args:
         arguments: A whole command line, as in sys.argv.
@@ -43,7 +43,7 @@ def passed_on(arguments: Sequence[str]) -> list[str]:
     for word in words:
         if word in ('--ros-args', '--'):
             inside = word == '--ros-args'
-        elif inside and word in ('-p', '--param'):
+        elif inside and word in ('-p', '--param', '-e', '--enclave'):
             next(words, None)
         elif inside and word in ('-r', '--remap'):
             rule = next(words, '')
@@ -52,6 +52,25 @@ def passed_on(arguments: Sequence[str]) -> list[str]:
         elif inside:
             kept.append(word)
     return kept
+
+
+def sibling_enclave(arguments: Sequence[str], name: str) -> list[str]:
+    """The ROS arguments that give a child its own access rights under SROS 2.
+
+    Args:
+        arguments: A whole command line, as in sys.argv.
+        name: The child's node.
+
+    Returns:
+        The enclave beside this process's own that is called like the node; nothing where this
+        process has none.
+    """
+    words = list(arguments)
+    for flag in ('-e', '--enclave'):
+        if flag in words[:-1]:
+            parent = words[words.index(flag) + 1].rpartition('/')[0]
+            return ['--enclave', f'{parent}/{name}']
+    return []
 
 
 def stop_with_parent(parent: int) -> None:
