@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla_cache_ros.core.chunk_execution import MODES, DueAction, ExecutionConfig, make_execution
+from vla_cache_ros.core.chunk_execution import make_execution
 from vla_cache_ros.core.errors import ConfigError, UnknownNameError
+from vla_cache_ros.core.execution_base import MODES, DueAction, ExecutionConfig
 from vla_cache_ros.core.types import ActionChunk
 
 MS = 1_000_000

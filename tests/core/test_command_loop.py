@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vla_cache_ros.core.chunk_execution import MODES, ExecutionConfig, make_execution
+from vla_cache_ros.core.chunk_execution import make_execution
 from vla_cache_ros.core.command_loop import CommandLoop, LoopConfig, StepCommand
+from vla_cache_ros.core.execution_base import MODES, ExecutionConfig
 from vla_cache_ros.core.guard import CommandGuard
 from vla_cache_ros.core.guard_config import GuardConfig, JointLimits
 from vla_cache_ros.core.policy_watch import PolicyWatch

@@ -71,7 +71,7 @@ class Arm:
         spin_until(
             lambda: (
                 not self.guard.unconnected()
-                and self.guard._status_publisher.get_subscription_count()
+                and self.guard._outputs.status.get_subscription_count()
                 and self.chunks.get_subscription_count()
                 and self.reset.service_is_ready()
             )
@@ -353,7 +353,7 @@ def test_the_emergency_stop_latches_over_the_lifecycle_until_it_is_released(
     assert 'e_stop' in arm.status[-1].reasons
     for transition in ('deactivate', 'cleanup', 'configure', 'activate'):
         getattr(arm.guard, f'trigger_{transition}')()
-    arm.spin_until(arm.guard._command_publisher.get_subscription_count)
+    arm.spin_until(arm.guard._outputs.commands.get_subscription_count)
     sent = commands_after(arm, lambda: arm.send(chunk(40), now_ns(arm)))
     assert sent
     assert not any(command[:6].any() for command in sent)
@@ -487,7 +487,7 @@ def test_prefix_commits_what_runs_next_and_takes_over_at_the_step_that_is_due(
     arm = Arm(executor, spin_until, spin_for, **prefix, **UNWATCHED)
     committed: list[ActionChunkMessage] = []
     qos.subscribe(arm.peer, ActionChunkMessage, 'vla/committed', committed.append, qos.command())
-    arm.spin_until(arm.guard._committed_publisher.get_subscription_count)
+    arm.spin_until(arm.guard._outputs.committed.get_subscription_count)
     arm.spin_for(0.15)  # what was seen before it was active does not count
     stamp_ns = now_ns(arm) - 2 * PERIOD_NS
     arm.send(chunk(8), stamp_ns)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_cache_ros.core.chunk_execution import ChunkExecution, DueAction
+from vla_cache_ros.core.execution_base import ChunkExecution, DueAction
 from vla_cache_ros.core.guard import CommandGuard, GuardedCommand
 from vla_cache_ros.core.policy_watch import PolicyWatch
 from vla_cache_ros.core.types import ActionChunk

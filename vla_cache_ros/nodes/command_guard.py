@@ -23,21 +23,19 @@ from sensor_msgs.msg import JointState
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 from vla_cache_interfaces.msg import ActionChunk as ActionChunkMessage
-from vla_cache_interfaces.msg import GuardStatus, Heartbeat
+from vla_cache_interfaces.msg import Heartbeat
 
-from vla_cache_ros.core.command_loop import StepCommand
 from vla_cache_ros.core.errors import ObservationError
-from vla_cache_ros.core.types import ActionChunk
 from vla_cache_ros.nodes import qos
-from vla_cache_ros.nodes.chunk_messages import chunk_to_message, message_to_chunk
+from vla_cache_ros.nodes.chunk_messages import message_to_chunk
 from vla_cache_ros.nodes.conversions import stamp_to_ns
 from vla_cache_ros.nodes.e_stop import EmergencyStop
+from vla_cache_ros.nodes.guard_outputs import GuardOutputs
 from vla_cache_ros.nodes.guard_settings import make_loop
 from vla_cache_ros.nodes.managed_node import ManagedNode
 from vla_cache_ros.nodes.parameter_tables.command_guard import GuardParameters
 from vla_cache_ros.nodes.parameters import declare, read
 from vla_cache_ros.nodes.realtime import freeze_garbage, set_priority
-from vla_cache_ros.nodes.report_messages import CommandReport, guard_to_message
 from vla_cache_ros.nodes.running import run_nodes, steady_timer
 
 
@@ -104,14 +102,7 @@ class CommandGuardNode(ManagedNode):
         self._loop = make_loop(parameters, e_stopped=self._e_stop.latched)
         self._paced_by_state = parameters.pacing == 'state'
         self._asked_ns: int | None = None  # a control step that waits for its command
-        self._published = self._loop.committed
-        self._command_publisher = self.publisher(ActionChunkMessage, 'vla/action', qos.command())
-        self._status_publisher = self.publisher(GuardStatus, 'vla/status', qos.report())
-        self._committed_publisher = None
-        if parameters.chunk_execution == 'prefix':
-            self._committed_publisher = self.publisher(
-                ActionChunkMessage, 'vla/committed', qos.command()
-            )
+        self._outputs = GuardOutputs(self, parameters, self._loop.committed)
         self._inputs = [
             self.subscription(
                 ActionChunkMessage, 'vla/action_chunk', self._on_chunk, qos.command()
@@ -187,7 +178,7 @@ class CommandGuardNode(ManagedNode):
 
     def unconnected(self) -> list[str]:
         """Topics of an episode that have not found their other end yet; needs `configure`."""
-        outputs = [] if self._settings.dry_run else [self._command_publisher]
+        outputs = [] if self._settings.dry_run else [self._outputs.commands]
         return qos.unconnected(outputs, self._inputs)
 
     def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
@@ -288,7 +279,7 @@ class CommandGuardNode(ManagedNode):
         if self._paced_by_state and asked_ns is not None and self._loop.can_answer(asked_ns):
             self._asked_ns = None
             self._answer(asked_ns)
-        self._publish_committed()
+        self._outputs.commit(self._loop.committed)
 
     def _send_null_at_once(self) -> None:
         """Revoke the chunk and send the null action without waiting for the next period.
@@ -309,44 +300,8 @@ class CommandGuardNode(ManagedNode):
     def _answer(self, step_ns: int) -> None:
         """Send the command of a control step."""
         command = self._loop.step(step_ns)
-        if not self._settings.dry_run:
-            due = command.due
-            chunk = ActionChunk(
-                command.guarded.action[None],
-                step_ns if due is None else due.stamp_ns,
-                instruction='' if due is None else due.instruction,
-            )
-            self._command_publisher.publish(
-                chunk_to_message(chunk, self._settings.control_frequency_hz, step_ns)
-            )
-        self._status_publisher.publish(guard_to_message(self._report(command)))
-        self._publish_committed()
-
-    def _report(self, command: StepCommand) -> CommandReport:
-        due = command.due
-        return CommandReport(
-            step_ns=command.step_ns,
-            published_ns=time.monotonic_ns(),
-            action=command.guarded.action,
-            is_null=command.guarded.is_null,
-            image_stamp_ns=None if due is None else due.stamp_ns,
-            index=None if due is None else due.index,
-            reasons=command.guarded.reasons,
-            degradation=command.degradation,
-            dry_run=self._settings.dry_run,
-            e_stop=self._loop.e_stopped,
-            counts=self.counts,
-        )
-
-    def _publish_committed(self) -> None:
-        committed = self._loop.committed
-        if self._committed_publisher is None or committed is self._published:
-            return
-        self._published = committed
-        chunk = ActionChunk(committed.actions, committed.step_ns, None, committed.instruction)
-        self._committed_publisher.publish(
-            chunk_to_message(chunk, self._settings.control_frequency_hz)
-        )
+        self._outputs.send(command, self._loop)
+        self._outputs.commit(self._loop.committed)
 
     # Time
 

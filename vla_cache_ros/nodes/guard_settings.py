@@ -2,9 +2,10 @@
 
 import math
 
-from vla_cache_ros.core.chunk_execution import ExecutionConfig, make_execution
+from vla_cache_ros.core.chunk_execution import make_execution
 from vla_cache_ros.core.command_loop import CommandLoop, LoopConfig
 from vla_cache_ros.core.errors import ConfigError
+from vla_cache_ros.core.execution_base import ExecutionConfig
 from vla_cache_ros.core.guard import CommandGuard
 from vla_cache_ros.core.guard_config import GuardConfig, JointLimits
 from vla_cache_ros.core.policy_watch import PolicyWatch

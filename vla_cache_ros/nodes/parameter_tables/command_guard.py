@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from vla_cache_ros.core.chunk_execution import MODES
+from vla_cache_ros.core.execution_base import MODES
 from vla_cache_ros.core.guard_config import LIMIT_POLICIES
 from vla_cache_ros.nodes.parameters import ManagedParameters, parameter
 
