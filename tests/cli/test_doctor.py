@@ -8,6 +8,7 @@ from vla_cache_ros.cli import doctor
 from vla_cache_ros.cli.doctor import (
     DoctorConfig,
     Finding,
+    check_cameras,
     check_cpu,
     check_export,
     check_interfaces,
@@ -61,7 +62,7 @@ def test_demo_runs_without_a_gpu_but_not_without_ros():
 @pytest.mark.parametrize(('findings', 'code'), [((OK, NO_GPU), 0), ((OK, MISSING), 1)])
 @pytest.mark.parametrize('as_json', [True, False])
 def test_exit_code_and_output(findings, code, as_json, monkeypatch, capsys):
-    monkeypatch.setattr(doctor, 'diagnose', lambda: findings)
+    monkeypatch.setattr(doctor, 'diagnose', lambda _: findings)
     assert run_doctor(DoctorConfig(json=as_json)) == code
     output = capsys.readouterr().out
     if as_json:
@@ -149,7 +150,7 @@ def test_what_exports_graphs_is_looked_for(without):
 
 
 def test_engine_that_is_not_installed_comes_with_its_command(without, monkeypatch, capsys):
-    monkeypatch.setattr(doctor, 'diagnose', lambda: (OK,))
+    monkeypatch.setattr(doctor, 'diagnose', lambda _: (OK,))
     without('openvino')
     run_doctor(DoctorConfig())
     output = capsys.readouterr().out
@@ -244,3 +245,46 @@ def test_openvlas_packages_are_really_imported(monkeypatch):
     assert 'a_package_that_nobody_has' in finding.detail
     assert finding.get_command.endswith('vla.txt')
     assert demo_can_run((OK, finding))
+
+
+@pytest.fixture
+def cameras(tmp_path):
+    """What the kernel and udev show of a camera with two devices, and of a second one."""
+    for name, index, label in (('video0', 0, 'C920'), ('video1', 1, 'C920'), ('video2', 0, 'Cam')):
+        folder = tmp_path / 'classes' / name
+        folder.mkdir(parents=True)
+        (folder / 'index').write_text(f'{index}\n')
+        (folder / 'name').write_text(f'{label}\n')
+    (tmp_path / 'by-id').mkdir()
+    (tmp_path / 'by-id' / 'usb-046d_C920-video-index0').symlink_to('../../video0')
+    return {'classes': tmp_path / 'classes', 'by_id': tmp_path / 'by-id'}
+
+
+def test_cameras_are_listed_and_not_switched_on(cameras, monkeypatch):
+    monkeypatch.setattr(doctor, '_run_probe', lambda *_: pytest.fail('switched on'))
+    finding = check_cameras(**cameras)
+    assert finding.found
+    assert '/dev/video0 C920 (usb-046d_C920-video-index0)' in finding.detail
+    assert '/dev/video2 Cam' in finding.detail
+    assert 'video1' not in finding.detail
+    assert '--open-cameras' in finding.detail
+
+
+def test_camera_that_gives_no_picture_is_found_out_when_asked(cameras, monkeypatch):
+    answers = {'/dev/video0': ('640x480 at 30 Hz', ''), '/dev/video2': ('', 'CameraError: held')}
+    monkeypatch.setattr(doctor, '_run_probe', lambda code, device: answers[device])
+    finding = check_cameras(open_them=True, **cameras)
+    assert not finding.found
+    assert '640x480 at 30 Hz' in finding.detail
+    assert 'CameraError: held' in finding.detail
+
+
+def test_probe_of_a_camera_says_why_there_is_no_picture():
+    _, failure = doctor._run_probe(doctor.CAMERA_PROBE, '/dev/video77')
+    assert 'there is no camera device /dev/video77' in failure
+
+
+def test_no_camera_is_nothing_that_the_demo_lacks(tmp_path):
+    finding = check_cameras(classes=tmp_path / 'none', by_id=tmp_path / 'none')
+    assert not finding.found
+    assert finding.needed_by == ()

@@ -98,6 +98,17 @@ finally:
 print(get_rmw_implementation_identifier())
 """
 
+CAMERA_PROBE = """
+import sys
+from vla_cache_ros.nodes.cameras.devices import DeviceSource
+from vla_cache_ros.nodes.cameras.settings import CameraSettings
+source = DeviceSource(sys.argv[1], CameraSettings())
+opened = source.open()
+height, width = source.read().pixels.shape[:2]
+source.close()
+print(f'{width}x{height} at {opened.rate_hz:g} Hz')
+"""
+
 # Beside this project's sources, what was built must be of the same definitions.
 INTERFACES_PROBE = """
 import os
@@ -124,6 +135,8 @@ class DoctorConfig:
 
     json: bool = False
     """Print one JSON object instead of tables."""
+    open_cameras: bool = False
+    """Switch every camera on, and see whether it gives a picture."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +164,7 @@ def run_doctor(config: DoctorConfig) -> int:
     Returns:
         0 when the demo can run here, else 1.
     """
-    findings = diagnose()
+    findings = diagnose(config.open_cameras)
     if config.json:
         _print_json(findings)
     else:
@@ -159,9 +172,9 @@ def run_doctor(config: DoctorConfig) -> int:
     return 0 if demo_can_run(findings) else 1
 
 
-def diagnose() -> tuple[Finding, ...]:
+def diagnose(open_cameras: bool = False) -> tuple[Finding, ...]:
     """Run every check, in the order in which a user would repair things."""
-    return tuple(check() for check in CHECKS)
+    return (*(check() for check in CHECKS), check_cameras(open_cameras))
 
 
 def demo_can_run(findings: tuple[Finding, ...]) -> bool:
@@ -412,6 +425,44 @@ def check_export() -> Finding:
     )
 
 
+def check_cameras(
+    open_them: bool = False,
+    classes: Path = Path('/sys/class/video4linux'),
+    by_id: Path = Path('/dev/v4l/by-id'),
+) -> Finding:
+    """Cameras on USB; none is switched on unless asked for.
+
+    Args:
+        open_them: Open each and take a picture.
+        classes: Where the kernel lists them.
+        by_id: Where udev names them by maker and serial number.
+    """
+    names = {link.resolve().name: link.name for link in sorted(by_id.glob('*'))}
+    found, described = True, []
+    for folder in sorted(classes.glob('video*')):
+        if _line(folder / 'index') != '0':  # a camera's second device gives no pictures
+            continue
+        text = f'/dev/{folder.name} {_line(folder / "name")}'
+        if folder.name in names:
+            text += f' ({names[folder.name]})'
+        if open_them:
+            seen, failure = _run_probe(CAMERA_PROBE, f'/dev/{folder.name}')
+            found = found and not failure
+            text += f': {failure or seen}'
+        described.append(text)
+    if not described:
+        return Finding('Cameras', False, 'no V4L2 device')
+    hint = '' if open_them else '; --open-cameras takes a picture of each'
+    return Finding('Cameras', found, '; '.join(described) + hint)
+
+
+def _line(path: Path) -> str:
+    try:
+        return path.read_text(encoding='utf-8', errors='replace').strip()
+    except OSError:
+        return ''
+
+
 CHECKS: tuple[Callable[[], Finding], ...] = (
     check_python,
     check_cpu,
@@ -464,7 +515,7 @@ def _ros_origin() -> str:
         return 'rclpy of unknown origin'
 
 
-def _run_probe(code: str, **environment: str) -> tuple[str, str]:
+def _run_probe(code: str, *arguments: str, **environment: str) -> tuple[str, str]:
     """Run a snippet in a fresh Python.
 
     Returns:
@@ -472,7 +523,7 @@ def _run_probe(code: str, **environment: str) -> tuple[str, str]:
     """
     try:
         process = subprocess.run(
-            [sys.executable, '-c', code],
+            [sys.executable, '-c', code, *arguments],
             env={**os.environ, **environment},
             capture_output=True,
             text=True,
