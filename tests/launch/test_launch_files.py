@@ -103,7 +103,10 @@ def test_every_node_takes_namespace_and_parameter_file(path):
     for node in entities(path, 'node'):
         assert node['namespace'] == '$(var namespace)'
         assert {'from': '$(var params_file)'} in node['param']
-        assert node['ros_args'] == '--log-level $(var log_level)'
+        level, _, enclave = node['ros_args'].partition(' --enclave ')
+        assert level == '--log-level $(var log_level)'
+        assert enclave in ('', f'$(var enclave)/{node["exec"]}')
+        assert bool(enclave) == (path.name == 'bringup.launch.yaml')  # on a robot
 
 
 @pytest.mark.parametrize('path', LAUNCH_FILES, ids=names)
