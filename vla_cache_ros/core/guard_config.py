@@ -113,7 +113,7 @@ class GuardConfig:
     state_timeout_s: float = 0.2
 
     def __post_init__(self) -> None:
-        """Check that the null action is within the limits, and that none excludes another.
+        """Check that the null action is within the limits, and that each limit leaves room.
 
         Raises:
             ConfigError: A limit contradicts another one or is not finite.
@@ -135,8 +135,6 @@ class GuardConfig:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ConfigError(f'{name} is {value}; valid: above 0, or 0: not checked.')
-        self._check_jump('linear', 'm', self.max_linear_jump_m)
-        self._check_jump('angular', 'rad', self.max_angular_jump_rad)
 
     @property
     def has_workspace(self) -> bool:
@@ -165,16 +163,6 @@ class GuardConfig:
             raise ConfigError(
                 f'workspace_lower_m is {corners[0]} and workspace_upper_m {corners[1]}; valid: '
                 'three finite numbers each, every lower one below its upper one, or both empty.'
-            )
-
-    def _check_jump(self, kind: str, unit: str, jump: float) -> None:
-        """An arm that may jump less than it may accelerate would stop itself at every start."""
-        acceleration = getattr(self, f'max_{kind}_acceleration_{unit}_s2')
-        if jump and acceleration and jump < acceleration * self.period_s**2:
-            raise ConfigError(
-                f'max_{kind}_jump_{unit} is {jump:g}, but max_{kind}_acceleration_{unit}_s2 lets '
-                f'{acceleration * self.period_s**2:g} {unit} pass from one step to the next; '
-                'valid: at least as much.'
             )
 
 
