@@ -3,7 +3,9 @@
 A `Reader` makes a good folder, says which of its files to damage, and reads all there is to read.
 """
 
+import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -235,6 +237,50 @@ def _describe_weights(folder: Path) -> None:
     describe_weights(folder / 'model.safetensors')
 
 
+def _make_training(folder: Path) -> None:
+    _make_dataset(folder / 'dataset')
+    _trainer(folder).save()
+
+
+def _trainer(folder: Path) -> Any:
+    from tests.models.conftest import tiny_config
+    from vla_cache_models.small.tokenizer import WordTokenizer
+    from vla_cache_models.small.training.trainer import TrainConfig, Trainer
+
+    model = dataclasses.replace(tiny_config(), image_size_px=16, chunk_size=8)
+    tokenizer = WordTokenizer.fit(['lift the can'], model.text_tokens)
+    config = TrainConfig(
+        steps=2, batch_size=1, warmup_steps=1, decay_steps=1, kept_patches=((2, 3),)
+    )
+    return Trainer(model, tokenizer, folder / 'dataset', folder / 'out', config)
+
+
+def _make_parameters(folder: Path) -> None:
+    root = Path(__file__).resolve().parents[2]
+    shutil.copy(root / 'config' / 'libero_small_vla.yaml', folder / 'robot.yaml')
+
+
+def _check_parameters(folder: Path) -> None:
+    from vla_cache_ros.nodes.parameter_files import check_file
+    from vla_cache_ros.nodes.parameter_tables.overview import NODES
+
+    problems = check_file(folder / 'robot.yaml', NODES)
+    assert all(str(folder) in str(problem) for problem in problems)
+
+
+def _make_calibration(folder: Path) -> None:
+    matrices = {'camera_matrix': 9, 'distortion_coefficients': 5}
+    content = {name: {'data': [0.5] * count} for name, count in matrices.items()}
+    content |= {'image_width': 640, 'image_height': 480}
+    (folder / 'front.yaml').write_text(json.dumps(content))
+
+
+def _read_calibration(folder: Path) -> None:
+    from vla_cache_ros.nodes.cameras.calibration import load_calibration
+
+    load_calibration(folder / 'front.yaml')
+
+
 READERS: dict[str, Reader] = {
     'evaluation store': Reader(_make_evaluation, ('episodes.sqlite',), _read_evaluation),
     'dataset': Reader(
@@ -255,10 +301,13 @@ READERS: dict[str, Reader] = {
     'shards': Reader(
         _make_shards, ('model.safetensors.index.json', 'model-0.safetensors'), _read_shards
     ),
+    'training': Reader(_make_training, ('out/trainer_state.pt',), _trainer),
     'torch file': Reader(_make_torch_file, ('model.pt',), _read_torch_file),
     'norm stats': Reader(_make_norm_stats, ('dataset_statistics.json',), _read_norm_stats),
     'tokenizer': Reader(_make_tokenizer, ('tokenizer.json',), _read_tokenizer),
     'engine': Reader(_make_engine, ('manifest.json', 'record.json'), _read_engine),
     'recorded frames': Reader(_make_trace, ('frames.npz',), _read_trace),
+    'parameter file': Reader(_make_parameters, ('robot.yaml',), _check_parameters),
+    'calibration': Reader(_make_calibration, ('front.yaml',), _read_calibration),
     'doctor': Reader(_make_safetensors, ('model.safetensors',), _describe_weights),
 }

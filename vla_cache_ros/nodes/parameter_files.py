@@ -71,12 +71,18 @@ def check_file(path: Path, tables: typing.Mapping[str, type]) -> list[Problem]:
         What is wrong, in the order of the file; empty when nothing is.
     """
     try:
-        root = yaml.compose(path.read_text(encoding='utf-8'), Loader=yaml.SafeLoader)
+        text = path.read_text(encoding='utf-8')
+        for token in yaml.scan(text, Loader=yaml.SafeLoader):
+            if isinstance(token, yaml.AliasToken):  # nor does ROS take them
+                return [Problem(path, token.start_mark.line + 1, 'holds an alias (*name).')]
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
     except (OSError, UnicodeDecodeError) as error:
         return [Problem(path, 0, f'cannot be read: {error}')]
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
         return [Problem(path, line, f'is not YAML: {error.problem}')]
+    except (yaml.YAMLError, RecursionError) as error:
+        return [Problem(path, 0, f'is not YAML: {error}')]
     if root is None:
         return [Problem(path, 0, 'is empty; valid: node: {ros__parameters: {name: value}}.')]
     return [Problem(path, error.line, str(error)) for error in _check_sections(root, '', tables)]

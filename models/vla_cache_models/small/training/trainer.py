@@ -26,6 +26,7 @@ from vla_cache_models.small.training.losses import (
 from vla_cache_models.small.training.patch_drop import choose_patches
 from vla_cache_models.small.training.samples import Batch, SampleStore
 from vla_cache_ros.core.errors import CheckpointError, ConfigError
+from vla_cache_ros.core.json_text import need
 from vla_cache_ros.dataset.layout import RELEVANCE_BITS
 from vla_cache_ros.dataset.reader import DemonstrationDataset
 
@@ -295,13 +296,16 @@ class Trainer:
             self.model.load_state_dict(state['model'])
             self.average.load_state_dict(state['average'])
             self.optimiser.load_state_dict(state['optimiser'])
-        except (RuntimeError, KeyError, EOFError, ValueError) as error:
+            # The inputs keep the scale that the weights were trained with.
+            self.scale = ProprioceptionScale(**state['scale'])
+            self.step = need(state['step'], int, 'step')
+        except CheckpointError:
+            raise
+        except Exception as error:  # torch raises whatever its reader meets in a damaged file
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise CheckpointError(
-                f'{path} cannot be resumed: {error}. Choose another folder, or delete it.'
+                f'{path} cannot be resumed: {reason}. Choose another folder, or delete it.'
             ) from error
-        # The inputs keep the scale that the weights were trained with.
-        self.scale = ProprioceptionScale(**state['scale'])
-        self.step = state['step']
 
     def _log(self, losses: Losses) -> None:
         path = self.out / CURVE_NAME
