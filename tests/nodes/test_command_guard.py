@@ -390,6 +390,23 @@ def test_a_button_pressed_before_the_guard_was_there_stops_it(executor, spin_unt
     arm.spin_until(lambda: arm.status and arm.status[-1].e_stop)
 
 
+def test_the_emergency_stop_is_there_before_the_node_is_configured(executor, spin_until, spin_for):
+    guard = CommandGuardNode(parameter_overrides=[Parameter('autostart', value=False)])
+    executor.add_node(guard)
+    client = guard.create_client(Trigger, 'command_guard/e_stop')
+    answer = client.call_async(Trigger.Request())
+    spin_until(answer.done)
+    guard.trigger_configure()
+    assert guard._loop.e_stopped
+    guard.trigger_cleanup()
+    client = guard.create_client(Trigger, 'command_guard/release_e_stop')
+    answer = client.call_async(Trigger.Request())
+    spin_until(answer.done)
+    assert answer.result().success
+    guard.trigger_configure()
+    assert not guard._loop.e_stopped
+
+
 def test_the_emergency_stop_answers_the_simulator_that_waits(arm):
     arm.ask(SECOND_NS)
     assert arm.commands == []

@@ -75,6 +75,7 @@ class CommandGuardNode(ManagedNode):
         self._settings = declare(self, GuardParameters)
         self._loop = make_loop(GuardParameters(), e_stopped=False)
         self._acts = False
+        self._paced_by_state = False
         self._inputs: list[Any] = []
         self._timers: list[Any] = []
         self._e_stop = EmergencyStop(self, self._on_e_stop, self._on_release)
