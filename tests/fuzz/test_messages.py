@@ -81,7 +81,7 @@ def test_any_state_is_finite_or_refused(values):
     point, orientation = pose.pose.position, pose.pose.orientation
     point.x, point.y, point.z = values[:3]
     orientation.x, orientation.y, orientation.z, orientation.w = values[3:7]
-    joints = dict(zip(('left', 'right'), values[7:], strict=True))
+    joints: dict[str, float] = dict(zip(('left', 'right'), values[7:], strict=True))
     with np.errstate(over='ignore'), contextlib.suppress(ObservationError):
         arm = to_proprioception(joints, pose, GripperMap(('left', 'right')))
         assert np.isfinite(arm.ee_position_m).all()
