@@ -85,7 +85,12 @@ def measure(folder: Path, rate_hz: float, seconds: float) -> dict[str, float]:
 def _start(processes: NodeProcesses, rate_hz: float) -> Observed:
     observed = Observed(processes, topics=('vla/status',))
     rate = {'control_frequency_hz': rate_hz, 'autostart': True}
-    steps = {'actions_per_chunk': int(rate_hz) // 2, 'stale_image_timeout_s': 1.0}
+    steps = {
+        'actions_per_chunk': int(rate_hz) // 2,
+        'stale_image_timeout_s': 1.0,
+        # Two periods of a fast rate are less than the time between two heartbeats.
+        'heartbeat_timeout_periods': max(2.0, 0.1 * rate_hz),
+    }
     processes.start(NodeSpec('command_guard', f'{NODES}.command_guard', rate | steps))
     processes.start(
         NodeSpec('policy_node', 'stand_ins.py', rate, arguments=('source', '{"motion": 0.1}'))
