@@ -30,9 +30,11 @@ VERBS = {
 def _rclpy() -> Iterator[None]:
     import rclpy
 
-    rclpy.init()
-    yield
-    rclpy.try_shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('ROS_AUTOMATIC_DISCOVERY_RANGE', 'OFF')  # no other graph's nodes
+        rclpy.init()
+        yield
+        rclpy.try_shutdown()
 
 
 @pytest.fixture(scope='module')

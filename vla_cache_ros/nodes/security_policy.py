@@ -8,6 +8,7 @@ to use: docs/security.md.
 """
 
 import argparse
+import os
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
@@ -223,6 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument('--cameras', nargs='+', default=CAMERAS, help='names of the cameras')
     options = parser.parse_args(arguments)
     namespace = '/' + options.namespace.strip('/')
+    os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'OFF'  # a graph that runs here is not meant
     rclpy.init()
     try:
         rights = all_rights(namespace, options.cameras)
