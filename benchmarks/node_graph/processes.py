@@ -1,7 +1,9 @@
 """Nodes as processes: started with parameters and remappings, watched, killed, started again."""
 
+import ctypes
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -16,6 +18,8 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 STOP_S = 10.0
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -93,13 +97,11 @@ class NodeProcesses:
 
     def start(self, spec: NodeSpec, stdin: Any = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
         """Start a node; one of the same name must have ended."""
-        limits = dict(spec.limits)
+        limits = {getattr(resource, name): soft for name, soft in spec.limits.items()}
 
-        def limit() -> None:
-            import resource
-
-            for name, soft in limits.items():
-                kind = getattr(resource, name)
+        def prepare() -> None:
+            _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # it must not outlive this process
+            for kind, soft in limits.items():
                 resource.setrlimit(kind, (soft, resource.getrlimit(kind)[1]))
 
         with (self.folder / f'{spec.name}.log').open('ab') as log:
@@ -109,7 +111,7 @@ class NodeProcesses:
                 stdin=stdin,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                preexec_fn=limit if limits else None,
+                preexec_fn=prepare,
                 start_new_session=True,
             )
         return self._running[spec.name]
