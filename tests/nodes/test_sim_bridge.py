@@ -95,7 +95,9 @@ class Peer:
         self.spin_until(self.reset.service_is_ready)
         answer = self.reset.call_async(Trigger.Request())
         self.spin_until(answer.done)
-        return answer.result()
+        result = answer.result()
+        assert result is not None
+        return result
 
     def begin(self, **parameters) -> 'Peer':
         before = len(self.received['joints'])
