@@ -6,9 +6,6 @@ from pathlib import Path
 
 import tyro
 
-from vla_cache_ros.nodes.parameter_files import check_file
-from vla_cache_ros.nodes.parameter_tables.overview import NODES
-
 
 @dataclass(frozen=True)
 class CheckConfig:
@@ -26,6 +23,10 @@ def run_check(config: CheckConfig) -> int:
     Returns:
         0 when nothing is wrong, else 1.
     """
+    # The tables of parameters belong to the nodes, which need rclpy.
+    from vla_cache_ros.nodes.parameter_files import check_file
+    from vla_cache_ros.nodes.parameter_tables.overview import NODES
+
     problems = [problem for path in config.files for problem in check_file(path, NODES)]
     if config.json:
         described = [{**asdict(problem), 'path': str(problem.path)} for problem in problems]
