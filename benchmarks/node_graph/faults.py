@@ -18,6 +18,7 @@ from node_graph.verdict import Event, Verdict, is_motion, judge
 BEFORE_NS = 1_000_000_000
 """So much of the stream before a fault belongs to its judgement."""
 AFTER_S = 1.0
+OTHER_TASK = 'do something else'
 DISK_BYTES = 2**18
 """So much of the stream after recovery."""
 
@@ -164,6 +165,14 @@ class FaultRun:
         """Give another task."""
         moment_ns = time.monotonic_ns()
         self.observed.order(instruction=text)
+        return moment_ns
+
+    def instruct_as_before(self) -> int:
+        """Give the simulator's own task again, and leave no text behind that contradicts it."""
+        texts = [event['instruction'] for event in self._of_kind('task')]
+        tasks = [text for text in texts if text != OTHER_TASK]
+        moment_ns = self.instruct(tasks[-1])
+        self.observed.order(instruction='')
         return moment_ns
 
     def _of_kind(self, kind: str) -> list[Event]:
@@ -340,8 +349,8 @@ INPUT_CASES = (
 )
 INSTRUCTION_CASE = Case(
     'instruction change',
-    lambda run: run.instruct('do something else'),
-    lambda run: run.instruct('and now something else again'),
+    lambda run: run.instruct(OTHER_TASK),
+    lambda run: run.instruct_as_before(),
     due='on',
 )
 POLICY_CASES = (

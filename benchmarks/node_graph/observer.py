@@ -3,9 +3,9 @@
     python benchmarks/node_graph/observer.py EVENTS.jsonl [TOPIC ..] --ros-args ..
 
 Reads orders from stdin, one JSON object a line: {"fault": name} sets the injector's fault,
-{"instruction": text} publishes one, {"episode": [task, init_state]} begins an episode of the
-simulator, {"call": service} calls a std_srvs/Trigger service, {"transition": [node, id]} triggers
-a lifecycle transition.
+{"instruction": text} publishes one, an empty one takes the publisher back, {"episode": [task,
+init_state]} begins an episode of the simulator, {"call": service} calls a std_srvs/Trigger
+service, {"transition": [node, id]} triggers a lifecycle transition.
 Every event is one line: {"kind": .., "at_ns": CLOCK_MONOTONIC of its receipt, ..}.
 """
 
@@ -31,6 +31,8 @@ from vla_cache_ros.nodes import qos
 from vla_cache_ros.nodes.conversions import stamp_to_ns
 from vla_cache_ros.nodes.running import run_nodes
 
+LATCHED_S = 1.0
+"""A text is heard before its publisher goes."""
 HEARTBEATS = ('policy_node', 'sim_bridge', 'command_sink', 'recorder')
 
 
@@ -56,6 +58,7 @@ class Observer(Node):
             (TimeReference, 'fault_injector/injected', self._on_injected, qos.report()),
             (TimeReference, 'sim_bridge/time_reference', self._on_frame, qos.report()),
             (String, 'sim_bridge/episode', self._on_episode, qos.report()),
+            (String, 'vla/instruction', self._on_instruction, qos.latched()),
             (TwistStamped, 'servo_node/delta_twist_cmds', self._on_twist, qos.report()),
         ):
             if topic in topics or not topics:
@@ -64,7 +67,7 @@ class Observer(Node):
             self.create_subscription(
                 Heartbeat, f'{node}/heartbeat', self._on_beat, qos.heartbeat()
             )
-        self._instruction = self.create_publisher(String, 'vla/instruction', qos.latched())
+        self._instruction: Any = None  # a latched text of ours would contradict later ones
         self._fault = self.create_client(SetParameters, 'fault_injector/set_parameters')
         self._episode = self.create_client(SetParameters, 'sim_bridge/set_parameters')
         self._reset = self.create_client(Trigger, 'sim_bridge/reset')
@@ -130,6 +133,9 @@ class Observer(Node):
     def _on_episode(self, message: String) -> None:
         self._write('episode', **json.loads(message.data))
 
+    def _on_instruction(self, message: String) -> None:
+        self._write('task', instruction=message.data)
+
     def _on_twist(self, message: TwistStamped) -> None:
         linear, angular = message.twist.linear, message.twist.angular
         values = (linear.x, linear.y, linear.z, angular.x, angular.y, angular.z)
@@ -150,8 +156,7 @@ class Observer(Node):
                 request.parameters = [Parameter('fault', value=order['fault']).to_parameter_msg()]
                 self._call(self._fault, request)
             if 'instruction' in order:
-                self._write('instruction', instruction=order['instruction'])
-                self._instruction.publish(String(data=order['instruction']))
+                self._instruct(order['instruction'])
             if 'episode' in order:
                 task, init_state = order['episode']
                 values = {'task': task, 'init_state': init_state}
@@ -169,6 +174,17 @@ class Observer(Node):
                 request = ChangeState.Request()
                 request.transition.id = number
                 self._call(self.create_client(ChangeState, f'{node}/change_state'), request)
+
+    def _instruct(self, text: str) -> None:
+        if not text:
+            time.sleep(LATCHED_S)
+            self.destroy_publisher(self._instruction)
+            self._instruction = None
+            return
+        if self._instruction is None:
+            self._instruction = self.create_publisher(String, 'vla/instruction', qos.latched())
+        self._write('instruction', instruction=text)
+        self._instruction.publish(String(data=text))
 
     def _call(self, client: Any, request: Any) -> None:
         """Call a service; its answer is an event."""

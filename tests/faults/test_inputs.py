@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from node_graph.faults import INPUT_CASES, INSTRUCTION_CASE, injected
+from node_graph.faults import INPUT_CASES, INSTRUCTION_CASE, OTHER_TASK, injected
 from node_graph.verdict import is_motion
 
 pytestmark = [pytest.mark.ros, pytest.mark.slow]
@@ -51,12 +51,13 @@ def test_a_camera_that_is_late_leads_to_no_command_older_than_its_limit(robot):
 def test_a_new_instruction_takes_effect_and_the_old_task_is_not_continued(robot):
     robot.suffer(INSTRUCTION_CASE)
     events = robot.run.observed.events()
-    given = [event for event in events if event['kind'] == 'instruction'][-2]
-    after = [
+    given, back = [event for event in events if event['kind'] == 'instruction'][-2:]
+    during = [
         event['instruction']
         for event in events
-        if event['kind'] == 'command' and event['at_ns'] > given['at_ns'] and is_motion(event)
+        if event['kind'] == 'command'
+        and given['at_ns'] < event['at_ns'] < back['at_ns']
+        and is_motion(event)
     ]
-    assert given['instruction'] in after
-    since = after[after.index(given['instruction']) :]
-    assert 'stand in for a simulator' not in since
+    assert OTHER_TASK in during
+    assert set(during[during.index(OTHER_TASK) :]) == {OTHER_TASK}
