@@ -1,11 +1,19 @@
 """A network that parts policy and robot while the arm moves."""
 
+import os
+
 import pytest
 from node_graph.faults import cut_off
 from node_graph.partition import NamespacePartition, RelayPartition, namespaces
 from node_graph.processes import node_processes
 
 pytestmark = [pytest.mark.ros, pytest.mark.slow]
+
+
+@pytest.fixture(autouse=True)
+def _own_domain(monkeypatch):
+    """Apart from the graph of the other tests, which is still up."""
+    monkeypatch.setenv('ROS_DOMAIN_ID', str((int(os.environ['ROS_DOMAIN_ID']) + 25) % 101))
 
 
 def assert_arm_stops_and_goes_on(robot, partition):

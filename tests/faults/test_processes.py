@@ -51,4 +51,4 @@ def test_a_full_disk_stops_the_recording_and_nothing_else(robot):
     row = robot.suffer(case)
     assert row['kept'], row['note']
     assert row['commands'] > 0
-    assert 'disk' in robot.run.processes.log('recorder').lower()
+    assert 'recording stopped' in robot.run.processes.log('recorder')
