@@ -26,7 +26,7 @@ os.environ.setdefault('ROS_DOMAIN_ID', str(os.getpid() % 100 + 1))
 import numpy as np
 import rclpy
 import tyro
-from node_graph.processes import NodeSpec, node_processes
+from node_graph.processes import ROOT, NodeSpec, node_processes
 from node_graph.results import merge_result
 from node_graph.robot_graph import EventLog, Observed
 from node_graph.verdict import Event
@@ -41,6 +41,13 @@ from vla_cache_ros.nodes.running import make_executor
 CAMERAS = ('agentview', 'wrist')
 NAMES = ('agentview', 'wrist', 'left', 'right')
 SETTLE_S = 1.0
+PROFILE = ROOT / 'config' / 'fastdds.xml'
+PROCESSES: dict[str, dict[str, str]] = {
+    'one': {},
+    'several': {},
+    'several, config/fastdds.xml': {'FASTDDS_DEFAULT_PROFILES_FILE': str(PROFILE)},
+}
+"""How the nodes are spread over processes -> environment."""
 WARM_UP_FRAMES = 20
 PARTS = ('transport', 'queue', 'publish', 'overhead', 'inference', 'image_to_command')
 COLUMNS = ('p50_ms', 'p95_ms', 'p99_ms', 'max_ms')
@@ -105,10 +112,9 @@ def measure_processes(options: Options) -> None:
     for size in options.sizes_px:
         for rate_hz in options.rates_hz:
             for count in options.cameras:
-                for several in (False, True):
+                for processes in PROCESSES:
                     cameras = f'{count} x {size}, {rate_hz:g} Hz'
-                    processes = 'several' if several else 'one'
-                    row = measure_graph(options, count, rate_hz, size, several)
+                    row = measure_graph(options, count, rate_hz, size, processes)
                     rows[f'{cameras}, {processes}'] = {
                         'cameras': cameras,
                         'processes': processes,
@@ -124,11 +130,16 @@ def measure_processes(options: Options) -> None:
 
 
 def measure_graph(
-    options: Options, count: int, rate_hz: float, size: str, several: bool
+    options: Options, count: int, rate_hz: float, size: str, processes_are: str
 ) -> dict[str, Any]:
     """Run one graph in realtime and read what its reports say."""
     topics = ('sim_bridge/time_reference', 'policy_node/step_report', 'vla/status')
-    with tempfile.TemporaryDirectory() as folder, node_processes(Path(folder)) as processes:
+    several = processes_are != 'one'
+    environment = PROCESSES[processes_are]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        node_processes(Path(folder), environment) as processes,
+    ):
         observed = Observed(processes, topics)
         for spec in stand_in_nodes(options, count, rate_hz, size, several):
             processes.start(spec)

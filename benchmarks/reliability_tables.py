@@ -177,7 +177,8 @@ def middleware_processes(result: Result) -> list[str]:
         '',
         'From the moment the images are stamped to the publication of the first command made from '
         'them, without the inference of the stand-in policy '
-        f'({result["options"]["inference_ms"]:g} ms).',
+        f'({result["options"]["inference_ms"]:g} ms). Frames that were not answered were lost '
+        'between processes, or replaced by a newer one while the policy was busy.',
         '',
     ]
 
