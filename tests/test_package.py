@@ -126,6 +126,7 @@ def test_package_xml_names_every_ros_package_that_a_node_imports():
         ('vla_cache_ros.core.*', ROS | SIMULATORS | ENGINES | {'gymnasium', 'pyarrow'}),
         ('vla_cache_ros.core.guard', ROS | SIMULATORS | {'torch'}),
         ('vla_cache_ros.dataset.*', ROS | SIMULATORS | ENGINES | {'gymnasium'}),
+        ('vla_cache_ros.recording.*', ROS | SIMULATORS | ENGINES | {'gymnasium', 'torch'}),
         ('vla_cache_models.*', ROS | SIMULATORS | ENGINES | {'gymnasium'}),
         ('vla_cache_sim', ROS | SIMULATORS | ENGINES | {'torch'}),
         ('vla_cache_trt.*', ROS | SIMULATORS | ENGINES),
