@@ -148,6 +148,7 @@ def test_a_topic_that_comes_up_later_is_recorded(robot, executor, spin_until):
 def test_a_disk_that_is_full_stops_the_recording_and_nothing_else(robot, tmp_path, monkeypatch):
     made = robot(sync_period_s=0.01).activate().wait_for_recorder()
     made.send(3)
+    made.spin_until(lambda: made.recorder.status.written.get(IMAGE_TOPIC) == 3)
     monkeypatch.setattr(made.recorder._recording._writer, '_free_bytes', lambda _: -1)
     made.spin_until(lambda: not made.recorder.is_recording)
     assert made.recorder.lifecycle_state == 'active'
