@@ -109,7 +109,9 @@ class RobotGraph:
         }
         settings = {'faults': str(self.faults)}
         kind = 'load'
-        if self.stand_in is not None:
+        if self.stand_in is None:  # as the robots' files in config/ have it
+            values = {'frozen_image_timeout_s': 0.5, 'black_image_contrast': 2.0} | values
+        else:
             kind = 'policy'
             settings |= {'motion': 0.1, **self.stand_in}
         return NodeSpec(
