@@ -56,9 +56,9 @@ def graph_in(folder: Path, **changes: Any) -> RobotGraph:
     )
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='module')  # not longer: it would speak on the domain of other tests
 def robot(tmp_path_factory) -> Iterator[Robot]:
-    """One graph for all faults that leave it as it was."""
+    """One graph for all of a module's faults that leave it as it was."""
     folder = tmp_path_factory.mktemp('robot')
     with node_processes(folder) as processes:
         graph = graph_in(folder, recordings=folder / 'recordings')
