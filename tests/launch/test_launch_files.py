@@ -5,8 +5,10 @@ The launch system itself is in no package registry, so here the files are checke
 
 import dataclasses
 import json
+import math
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -35,9 +37,13 @@ def tables() -> dict[str, type]:
     return NODES
 
 
+def launch(path: Path) -> list[dict]:
+    return yaml.safe_load(path.read_text(encoding='utf-8'))['launch']
+
+
 def entities(path: Path, kind: str) -> list[dict]:
     """Every entity of a kind, those in groups as well."""
-    waiting = list(yaml.safe_load(path.read_text(encoding='utf-8'))['launch'])
+    waiting = launch(path)
     found = []
     for entity in waiting:
         ((name, content),) = entity.items()
@@ -49,7 +55,7 @@ def entities(path: Path, kind: str) -> list[dict]:
     return found
 
 
-KINDS = ('arg', 'node', 'include', 'group')
+KINDS = ('arg', 'set_env', 'node', 'include', 'group')
 
 
 def executables() -> dict[str, str]:
@@ -160,8 +166,31 @@ def test_robot_file_moves_nothing_until_somebody_says_so(path):
     guard, sink = values['command_guard'], values['command_sink']
     for name in ('position_scale_m', 'rotation_scale_rad', 'control_frequency_hz'):
         assert guard[name] == sink[name], name
-    for name in ('max_linear_velocity_m_s', 'workspace_lower_m', 'workspace_upper_m'):
+    kinds = ('velocity_m_s', 'acceleration_m_s2', 'jump_m')
+    for name in (
+        *(f'max_linear_{kind}' for kind in kinds),
+        'workspace_lower_m',
+        'workspace_upper_m',
+    ):
         assert guard[name], name
+
+
+@pytest.mark.parametrize('path', ROBOT_FILES, ids=names)
+def test_robot_file_lets_an_arm_start_within_its_limits_and_watches_the_cache(path):
+    content = yaml.safe_load(path.read_text(encoding='utf-8'))
+    guard = content['/**/command_guard']['ros__parameters']
+    for kind, unit, scale, axes in (
+        ('linear', 'm', 'position_scale_m', slice(0, 3)),
+        ('angular', 'rad', 'rotation_scale_rad', slice(3, 6)),
+    ):
+        limits = guard.get('upper_limits', (1.0,) * 7)[axes]
+        deflection = guard[scale] * math.hypot(*limits)
+        assert deflection <= guard[f'max_{kind}_jump_{unit}'] < 2 * deflection
+    policy = content['/**/policy_node']['ros__parameters']
+    for name in ('frozen_image_timeout_s', 'black_image_contrast', 'shadow_every_steps'):
+        assert policy[name] > 0, name
+    assert policy['shadow_gives_way'] is False  # a camera faster than the policy would starve it
+    assert 0 < policy['shadow_alarm_budget'] < policy['shadow_off_budget']
 
 
 @pytest.mark.parametrize('path', LAUNCH_FILES, ids=names)
@@ -173,6 +202,51 @@ def test_arguments_are_declared_described_and_used(path):
     for argument in entities(path, 'arg'):
         assert argument['description'].endswith('.')
         assert isinstance(argument['default'], str)
+
+
+@pytest.mark.parametrize('path', LAUNCH_FILES, ids=names)
+def test_every_process_gets_the_transport_for_large_images(path):
+    kinds = [kind for entity in launch(path) for kind in entity]
+    if 'node' not in kinds:
+        assert entities(path, 'include')  # of files that set it themselves
+        return
+    assert max(i for i, kind in enumerate(kinds) if kind == 'set_env') < kinds.index('node')
+    given = {entity['name']: entity for entity in entities(path, 'set_env')}
+    assert set(given) == {'FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE'}
+    for entity in given.values():
+        assert entity['value'] == '$(var fastdds_profiles)'
+        assert "'$(var fastdds_profiles)' != 'none'" in entity['if']
+    # Later distributions warn of the former name.
+    assert "'$(env ROS_DISTRO wheels)' in" in given['FASTRTPS_DEFAULT_PROFILES_FILE']['if']
+    (default,) = (
+        argument['default']
+        for argument in entities(path, 'arg')
+        if argument['name'] == 'fastdds_profiles'
+    )
+    found = re.fullmatch(
+        r'\$\(env FASTDDS_DEFAULT_PROFILES_FILE \$\(find-pkg-share vla_cache_ros\)/(.+)\)', default
+    )
+    assert found, default
+    assert (ROOT / found[1]).is_file()
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'config').glob('fastdds*.xml')), ids=names)
+def test_transport_file_holds_several_images_and_is_installed(path):
+    tree = ElementTree.parse(path)
+    namespace = {'dds': 'http://www.eprosima.com'}
+    (size,) = tree.findall('.//dds:segment_size', namespace)
+    assert int(size.text or 0) >= 16 * 640 * 480 * 3
+    (participant,) = tree.findall('dds:participant', namespace)
+    assert participant.get('is_default_profile') == 'true'
+    made = {
+        node.text
+        for node in tree.findall('.//dds:transport_descriptor/dds:transport_id', namespace)
+    }
+    used = {
+        node.text for node in tree.findall('.//dds:userTransports/dds:transport_id', namespace)
+    }
+    assert made == used
+    assert "files('config/*')" in (ROOT / 'setup.py').read_text(encoding='utf-8')
 
 
 @pytest.mark.parametrize('path', LAUNCH_FILES, ids=names)
