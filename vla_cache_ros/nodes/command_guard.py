@@ -155,10 +155,12 @@ class CommandGuardNode(ManagedNode):
         for timer in self._timers:
             self.destroy_timer(timer)
         self._timers = []
+        try:
+            self._send_null_at_once()
+        finally:
+            self._acts = False
         if self._settings.realtime_priority:
             set_priority(0)
-        self._send_null_at_once()
-        self._acts = False
 
     def release(self) -> None:
         """Forget the inputs."""

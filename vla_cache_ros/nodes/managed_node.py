@@ -142,17 +142,18 @@ class ManagedNode(LifecycleNode):
         return super().on_shutdown(state)
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Free everything and go back to unconfigured, from where configure may be tried again."""
-        self.stop()
-        self._free()
+        """Free everything and go back to unconfigured, from where configure may be tried again.
+
+        Whatever fails here, nothing is left that could act: no timer, no active publisher.
+        """
+        self._try_each(self.stop, self._free)
         super().on_error(state)
         return TransitionCallbackReturn.SUCCESS
 
     def destroy_node(self) -> None:
-        """Free everything, then destroy the node."""
-        if self.lifecycle_state == 'active':
-            self.stop()
-        self._free()
+        """Free everything, then destroy the node, from the midst of a transition as well."""
+        at_rest = self.lifecycle_state in ('unconfigured', 'inactive', 'finalized')
+        self._try_each(*([] if at_rest else [self.stop]), self._free)
         super().destroy_node()
 
     def _try(self, transition: str, work: Callable[[], None]) -> bool:
@@ -167,10 +168,17 @@ class ManagedNode(LifecycleNode):
             raise  # rclpy then calls on_error
         return True
 
+    def _try_each(self, *steps: Callable[[], Any]) -> None:
+        """Take every step, whatever one of them raises."""
+        for step in steps:
+            try:
+                step()
+            except Exception as error:
+                self.get_logger().error(f'clean-up goes on after {type(error).__name__}: {error}')
+
     def _free(self) -> None:
-        self.release()
-        while self._owned:
-            self._owned.pop()()
+        owned, self._owned = self._owned, []
+        self._try_each(self.release, *reversed(owned))
 
     def _beat(self) -> None:
         beat = Heartbeat(node=self.get_name(), state=self.lifecycle_state)
