@@ -58,6 +58,15 @@ def test_a_value_that_is_not_finite_changes_nothing(switch, value):
     assert switch.update(value, moves=True) is None
 
 
+def test_asleep_it_leaves_what_it_holds_to_a_guard_that_began_anew(switch):
+    assert switch.update(1.0, moves=True) is True
+    switch.told()
+    switch.sleep()
+    assert switch.update(-1.0, moves=False) is None  # a new guard's null action
+    assert switch.update(1.0, moves=True) is None
+    assert switch.update(-1.0, moves=True) is False
+
+
 @given(st.lists(st.floats(-1, 1)), st.floats(0, 0.9))
 def test_it_follows_the_last_value_beyond_the_threshold(values, threshold):
     switch = GripperSwitch(threshold)

@@ -104,6 +104,18 @@ def test_the_gripper_holds_on_deactivation_and_is_told_again_after_it(graph):
     graph.spin_until(lambda: graph.positions == [[0.0, 0.0], [0.0, 0.0]])
 
 
+def test_a_guard_that_was_started_again_drops_nothing(graph):
+    graph.listen()
+    graph.send(0.1, gripper=1.0)
+    graph.guard.state = 'inactive'  # and knows nothing of the gripper afterwards
+    graph.spin_until(lambda: not graph.sink._gate.has_guard(time.monotonic()))
+    graph.guard.state = 'active'
+    graph.spin_until(lambda: graph.sink._gate.has_guard(time.monotonic()))
+    graph.send(0.0, gripper=-1.0)
+    graph.send(0.1, gripper=1.0)
+    assert graph.positions == [[0.0, 0.0]]
+
+
 def test_a_stale_command_does_not_move_the_gripper(graph):
     graph.listen()
     graph.guard.send(0.1, gripper=1.0, age_s=3.0)

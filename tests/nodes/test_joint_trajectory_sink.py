@@ -153,8 +153,22 @@ def test_a_refused_command_holds(graph):
     assert graph.target == pytest.approx(target)
 
 
+def test_an_old_target_is_not_sent_again_to_an_arm_that_was_moved(executor, spin_until, spin_for):
+    graph = Graph(executor, spin_until, spin_for, command_timeout_s=0.3)
+    graph.send(0.005)
+    count = len(graph.controller.targets)
+    graph.controller.positions = [angle + 0.1 for angle in READY]  # by hand
+    graph.spin_for(0.5)
+    graph.send(math.nan)
+    graph.send(0.005, age_s=3.0)
+    graph.sink.trigger_deactivate()
+    graph.spin_for(0.1)
+    assert graph.sink.counts == {'taken': 1, 'bad_command': 1, 'stale': 1}
+    assert len(graph.controller.targets) == count
+
+
 def test_without_the_guard_the_arm_holds(executor, spin_until, spin_for):
-    graph = Graph(executor, spin_until, spin_for, heartbeat_timeout_periods=4.0)
+    graph = Graph(executor, spin_until, spin_for, heartbeat_timeout_periods=12.0)
     graph.send(0.005)
     target, count = graph.target, len(graph.controller.targets)
     graph.guard.state = 'dead'

@@ -5,7 +5,8 @@
               closed  between: a value near 0 holds
 
 The guard's null action says "open" before the policy has spoken. So the gripper is left as it is
-until the first command that moves the arm, and an object in it is not dropped at start-up.
+until the first command that moves the arm, and an object in it is not dropped at start-up, nor by
+a guard that was started again.
 """
 
 import math
@@ -52,6 +53,10 @@ class GripperSwitch:
     def told(self) -> None:
         """The gripper has taken over what `update` said; until then it is said again."""
         self._told = self._closed
+
+    def sleep(self) -> None:
+        """Leave the gripper as it is until a command moves the arm again."""
+        self._is_awake = False
 
     def forget(self) -> None:
         """The gripper did not take it over after all: say it again at the next command."""

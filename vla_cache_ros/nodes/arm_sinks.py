@@ -190,10 +190,9 @@ class JointTrajectorySink:
         """Publish the target that a delta leads to; a null one repeats the last target."""
         displacement = self._scale.displacement(action)
         targets, measured = self._started(), self._measured()
-        now_s = time.monotonic()
-        if targets.joints is None or now_s - self._taken_s > self._settings.command_timeout_s:
+        if targets.joints is None or self._paused():
             targets.anchor(measured)
-        self._taken_s = now_s
+        self._taken_s = time.monotonic()
         lag = targets.lag(measured)
         if lag > self._config.max_following_error:
             targets.anchor(measured)
@@ -211,13 +210,18 @@ class JointTrajectorySink:
         self._publish(targets)
 
     def stop(self) -> None:
-        """Repeat the last target, if there is one."""
-        if self._targets is not None and self._targets.joints is not None:
-            self._publish(self._targets)
+        """Repeat the last target, unless it is so old that the arm may be elsewhere by now."""
+        targets = self._targets
+        if targets is not None and targets.joints is not None and not self._paused():
+            self._publish(targets)
 
     def finish(self) -> None:
         """Forget the target: at the next activation the arm may be elsewhere."""
         self._targets = None
+
+    def _paused(self) -> bool:
+        """Whether commands have ceased for so long that the last target says nothing any more."""
+        return time.monotonic() - self._taken_s > self._settings.command_timeout_s
 
     def _on_state(self, message: JointState) -> None:
         arm = self._arm.kinematics

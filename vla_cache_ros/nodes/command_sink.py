@@ -106,6 +106,7 @@ class CommandSinkNode(ManagedNode):
         """Begin to take commands."""
         self._acts = True
         self._switch.forget()
+        self._switch.sleep()
         self._arm.start()
 
     def stop(self) -> None:
@@ -113,9 +114,11 @@ class CommandSinkNode(ManagedNode):
         if not self._acts:
             return
         self._acts = False
-        if self.context.ok():
-            self._arm.stop()
-        self._arm.finish()
+        try:
+            if self.context.ok():
+                self._arm.stop()
+        finally:
+            self._arm.finish()
 
     def _make_arm(self, scale: DeltaScale) -> ArmSink:
         if self._settings.sink == 'twist':
@@ -135,6 +138,7 @@ class CommandSinkNode(ManagedNode):
         if not self._has_guard or self._gate.has_guard(time.monotonic()):
             return
         self._has_guard = False
+        self._switch.sleep()  # a guard that begins anew does not know what the gripper holds
         if self._acts:
             self._arm.stop()
             self.get_logger().error('the guard has fallen silent: the arm is stopped')
