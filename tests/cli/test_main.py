@@ -93,7 +93,7 @@ def test_bad_option_exits_2(fake):
 def test_unknown_command_lists_the_valid_ones_and_the_closest(capsys):
     assert main(['docter']) == 2
     message = capsys.readouterr().err
-    assert 'valid: doctor, demo' in message
+    assert 'valid: doctor, check, demo' in message
     assert 'Did you mean doctor?' in message
 
 
