@@ -1,4 +1,5 @@
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -45,6 +46,21 @@ def test_a_chunk_is_executed_in_order_and_then_nothing_is_due(mode):
     assert execution.next(0) is None
     assert execution.load(make_chunk(100)) == ''
     assert run(execution, range(100, 400, 50)) == [(100, k) for k in range(4)] + [None, None]
+
+
+@pytest.mark.parametrize('mode', MODES)
+@pytest.mark.parametrize('late_ms', [None, 10_000])
+def test_chunks_that_nobody_executes_are_not_kept(mode, late_ms):
+    execution = make(mode, actions_per_chunk=2, run_on_steps=2)
+    chunks = [weakref.ref(make_chunk(1))]
+    for stamp_ms in range(100, 100_000, 100):
+        chunk = make_chunk(stamp_ms)
+        chunks.append(weakref.ref(chunk))
+        execution.load(chunk)
+        if late_ms and mode != 'open_loop':
+            assert execution.next((stamp_ms + late_ms) * MS) is None
+    del chunk
+    assert sum(kept() is not None for kept in chunks) <= 8
 
 
 @pytest.mark.parametrize('mode', MODES)

@@ -130,10 +130,24 @@ def test_an_instruction_that_must_be_confirmed_expires():
     loop.give_chunk(make_chunk(1000), 1000 * MS)
     assert loop.step(1000 * MS).guarded.reasons == ('instruction_timeout', 'no_action')
     loop.give_instruction('', 1000 * MS)
+    loop.give_chunk(make_chunk(1010), 1020 * MS)
     assert moves(loop, 1050)
     loop.give_chunk(make_chunk(2000), 2000 * MS)
     assert moves(loop, 2000)
     assert loop.step(2050 * MS).guarded.reasons == ('instruction_timeout', 'no_action')
+
+
+def test_an_instruction_that_is_confirmed_late_lets_nothing_from_before_run():
+    loop = make_loop(instruction_timeout_s=1.0)
+    loop.give_instruction('a', 1000 * MS)
+    loop.give_chunk(make_chunk(2000, instruction='a'), 2000 * MS)
+    assert moves(loop, 2000)
+    assert not moves(loop, 2050)
+    loop.give_instruction('a', 2100 * MS)
+    assert not moves(loop, 2100)
+    assert loop.give_chunk(make_chunk(2090, instruction='a'), 2110 * MS) == 'old_chunk'
+    assert loop.give_chunk(make_chunk(2110, instruction='a'), 2120 * MS) == ''
+    assert moves(loop, 2150)
 
 
 # Clocks

@@ -202,6 +202,21 @@ def test_speed_that_is_not_measured_follows_from_the_positions():
     assert guard.check(move(1, 0, 0), 50 * MS, 50 * MS, 0).reasons == ('joint_velocity',)
 
 
+def test_speed_follows_from_the_positions_of_a_driver_that_stamps_nothing():
+    guard = make_guard(joints=JOINTS)
+    guard.robot.see_joints({'a': 0, 'b': 0}, {}, 0, 1)
+    guard.robot.see_joints({'a': 0.06, 'b': 0}, {}, 0, 50 * MS)
+    assert guard.check(move(1, 0, 0), 50 * MS, 50 * MS, 0).reasons == ('joint_velocity',)
+
+
+def test_a_joint_state_that_comes_twice_is_no_arm_that_stands():
+    guard = make_guard(joints=JOINTS)
+    guard.robot.see_joints({'a': 0, 'b': 0}, {}, 1, 1)
+    for _ in range(2):
+        guard.robot.see_joints({'a': 0.06, 'b': 0}, {}, 50 * MS, 50 * MS)
+    assert guard.check(move(1, 0, 0), 50 * MS, 50 * MS, 0).reasons == ('joint_velocity',)
+
+
 def test_a_grippers_own_joint_states_do_not_hide_the_arms():
     guard = make_guard(joints=JOINTS)
     guard.robot.see_joints({'a': 0, 'b': 0}, {}, 1, 0)

@@ -155,6 +155,8 @@ class CommandLoop:
     def give_instruction(self, instruction: str, now_ns: int) -> None:
         """Set the task in force; what was computed for another one is revoked."""
         instruction = instruction.strip()
+        if 'instruction_timeout' in self.holds(now_ns):
+            self.revoke(now_ns)
         if self._task not in (None, instruction):
             self.revoke()
         self._instruction, self._instruction_ns = instruction, now_ns

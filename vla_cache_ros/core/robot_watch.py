@@ -45,7 +45,7 @@ class RobotWatch:
         self._position_m: NDArray[np.float64] | None = None
         self._joints: dict[str, float] = {}
         self._speeds: dict[str, float] = {}
-        self._joints_stamp_ns = 0
+        self._joints_ns = 0
 
     @property
     def position_m(self) -> NDArray[np.float64] | None:
@@ -71,9 +71,12 @@ class RobotWatch:
         """
         if not any(name in positions for name in self._config.joints.names):
             return
-        passed_s = (stamp_ns - self._joints_stamp_ns) / 1e9
+        measured_ns = stamp_ns or now_ns
+        passed_s = (measured_ns - self._joints_ns) / 1e9
         derived: dict[str, float] = {}
-        if passed_s > 0:
+        if passed_s == 0:  # a message that is repeated is no arm that stands
+            derived = self._speeds
+        elif passed_s > 0:
             derived = {
                 name: (value - self._joints[name]) / passed_s
                 for name, value in positions.items()
@@ -81,7 +84,7 @@ class RobotWatch:
             }
         self._speeds = derived | dict(speeds)
         self._joints = dict(positions)
-        self._joints_stamp_ns = stamp_ns
+        self._joints_ns = measured_ns
         self._joints_fresh.receive(stamp_ns, now_ns)
 
     def forbids(self, now_ns: int) -> list[str]:

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from vla_cache_ros.core.execution_base import ChunkExecution, DueAction, ExecutionConfig
 from vla_cache_ros.core.types import ActionChunk
 
+_JITTER_STEPS = 2  # by which executed indices may lag behind the time
+
 
 @dataclass(eq=False)
 class _Placed:
@@ -47,6 +49,13 @@ class TimeAligned(ChunkExecution):
         return chunk.actions[self._index(covering[-1], step_ns, number) : self._limit(chunk)]
 
     def _place(self, chunk: ActionChunk) -> None:
+        """Keep it, and forget what was over when it was observed: during a hold nobody asks."""
+        self._placed = [
+            placed
+            for placed in self._placed
+            if self._periods(chunk.stamp_ns - placed.chunk.stamp_ns)
+            <= self._limit(placed.chunk) + _JITTER_STEPS
+        ]
         self._placed.append(_Placed(chunk))
 
     def _drop(self) -> None:
