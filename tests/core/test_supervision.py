@@ -39,7 +39,8 @@ class World:
         if self.alive[name]:
             self.alive[name] = False
             self.state[name] = 'unconfigured'
-            self.may_activate = self.supervisor.config.reactivate
+            if self.node(name).state != 'lost':
+                self.may_activate = self.supervisor.config.reactivate
             if name in self.supervisor.config.processes:
                 self.supervisor.process_ended(name, 'died by signal 9', self.now_s)
 
@@ -202,6 +203,17 @@ def test_hanging_process_is_stopped_and_started_again():
     assert ('policy', 'stop') in world.requests
     assert world.node('policy').state == 'inactive'
     assert world.node('policy').restarts == 1
+
+
+def test_what_was_known_to_be_lost_when_told_to_activate_comes_back_active():
+    world = active_world()
+    world.hanging.add('policy')
+    world.run(CONFIG.heartbeat_timeout_s + 2 * TICK_S)
+    assert world.node('policy').state == 'lost'
+    world.tell('activate')
+    world.crash('policy')
+    world.run(3.0)
+    assert world.supervisor.state == 'active'
 
 
 def test_node_that_launch_respawns_is_configured_again_and_counted():

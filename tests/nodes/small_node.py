@@ -6,14 +6,17 @@ Run as a program: small_node.py --ros-args -r __node:=NAME ..
 import sys
 import time
 
+from rclpy.qos import QoSDurabilityPolicy, QoSProfile
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
 from vla_cache_ros.core.errors import RobotError
-from vla_cache_ros.nodes import qos
 from vla_cache_ros.nodes.managed_node import ManagedNode
 from vla_cache_ros.nodes.parameters import ManagedParameters, declare
 from vla_cache_ros.nodes.running import run_nodes
+
+SAID = QoSProfile(depth=100, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
+"""Of `said`: whoever listens hears all, however late it was discovered."""
 
 
 class SmallNode(ManagedNode):
@@ -26,7 +29,7 @@ class SmallNode(ManagedNode):
     def allocate(self) -> None:
         if self.get_parameter('refuses').value == 'configure':
             raise RobotError('there is no robot; connect one.')
-        self.said = self.publisher(String, '/said', qos.report())
+        self.said = self.publisher(String, '/said', SAID)
 
     def start(self) -> None:
         self.said.publish(String(data=f'{self.get_name()} start'))

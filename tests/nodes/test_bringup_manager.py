@@ -39,6 +39,8 @@ def bring_up(executor, spin_until, request):
     from vla_cache_ros.nodes import qos
     from vla_cache_ros.nodes.bringup_manager import BringupManager
 
+    from .small_node import SAID
+
     # Of its own: the graph may still list the nodes of the test before.
     namespace = f'/{request.node.name.split("[")[0]}'
 
@@ -61,7 +63,7 @@ def bring_up(executor, spin_until, request):
                 BringupState, topic, self.states.append, qos.latched()
             )
             self.observer.create_subscription(
-                String, '/said', lambda message: self.said.append(message.data), qos.report()
+                String, '/said', lambda message: self.said.append(message.data), SAID
             )
             executor.add_node(self.manager)
             executor.add_node(self.observer)

@@ -196,9 +196,11 @@ class Supervisor:
             self._lose(node, f'no answer to {node.pending} for {patience_s:g} s', now_s)
 
     def _lose(self, node: SupervisedNode, why: str, now_s: float) -> None:
+        is_news = node.state != 'lost'  # else whoever said `activate` since then knew of it
         node.state, node.detail, node.since_s = 'lost', why, now_s
         node.pending, node.doubtful, node.asked_s = '', False, None
-        self._fall_back()
+        if is_news:
+            self._fall_back()
 
     def _fall_back(self) -> None:
         """Nobody moves on without the lost one."""

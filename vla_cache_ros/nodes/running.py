@@ -2,7 +2,6 @@
 
 import signal
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
 from vla_cache_ros.core.errors import VlaCacheError
+from vla_cache_ros.core.supervised_node import LIVING
 
 _SPIN_TIMEOUT_S = 0.5
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -98,32 +98,27 @@ def run_nodes(*factories: Callable[[], Node], args: list[str] | None = None) -> 
 class StopSignals:
     """SIGINT and SIGTERM as a flag that the loop looks at between two callbacks.
 
-    A second signal, when the first has not been heeded for a second (a model that loads), breaks
-    into the callback; the double signal of a terminal and a launch system does not.
+    What does not come back to the loop within a second (a model that loads) is broken into by
+    KeyboardInterrupt. Further signals change nothing: terminal and launch system both send one.
     """
 
     def __init__(self) -> None:
         """Take over both signals; only the main thread may."""
-        self._told_s: float | None = None
+        self.told = False
         for number in _STOP_SIGNALS:
             signal.signal(number, self._on_signal)
 
-    @property
-    def told(self) -> bool:
-        """Whether a signal came."""
-        return self._told_s is not None
-
     def ignore(self) -> None:
         """Let no further signal interrupt the clean-up."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for number in _STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
     def _on_signal(self, *_: object) -> None:
-        now_s = time.monotonic()
-        if self._told_s is None:
-            self._told_s = now_s
-        elif now_s - self._told_s > _HEED_WITHIN_S:
-            raise KeyboardInterrupt
+        if not self.told:
+            self.told = True
+            signal.signal(signal.SIGALRM, signal.default_int_handler)
+            signal.setitimer(signal.ITIMER_REAL, _HEED_WITHIN_S)
 
 
 def end(node: Node) -> None:
@@ -139,8 +134,8 @@ def end(node: Node) -> None:
 
 
 def _shut_down(node: LifecycleNode) -> None:
-    """Deactivate, then shut down, from whatever state."""
+    """Deactivate, then shut down; a node in the midst of a transition is left as it is."""
     if node._state_machine.current_state[1] == 'active':
         node.trigger_deactivate()
-    if node._state_machine.current_state[1] != 'finalized':
+    if node._state_machine.current_state[1] in LIVING:
         node.trigger_shutdown()
