@@ -54,6 +54,7 @@ class Arm:
         self.states = qos.publish(peer, JointState, 'joint_states', qos.state())
         self.clock = qos.publish(peer, Clock, '/clock', qos.clock())
         self.poses = qos.publish(peer, PoseStamped, 'ee_pose', qos.state())
+        self.rate_hz = 0.0  # of chunks; 0: the guard's
         self.commands: list[ActionChunkMessage] = []
         self.status: list[CommandReport] = []
         qos.subscribe(peer, ActionChunkMessage, 'vla/action', self.commands.append, qos.command())
@@ -80,7 +81,8 @@ class Arm:
             spin_until(self.states.get_subscription_count)
 
     def send(self, actions: np.ndarray, stamp_ns: int) -> None:
-        self.chunks.publish(chunk_to_message(ActionChunk(actions, stamp_ns), 20.0))
+        rate_hz = self.rate_hz or self.guard._settings.control_frequency_hz
+        self.chunks.publish(chunk_to_message(ActionChunk(actions, stamp_ns), rate_hz))
         self.spin_for(0.01)
 
     def ask(self, stamp_ns: int) -> None:
@@ -612,3 +614,12 @@ def test_guard_commands_within_seconds_of_its_start():
     )
     # 0.9 s on two cores shared with ten other processes; the bound leaves room for more.
     assert float(done.stdout) - begun_s < 5
+
+
+def test_chunks_of_another_rate_move_nothing(executor, spin_until, spin_for):
+    arm = Arm(executor, spin_until, spin_for, **TIMER, **UNWATCHED)
+    arm.rate_hz = 10.0  # executed at 50 Hz, the arm would move at five times the speed
+    arm.send(chunk(), arm.guard.get_clock().now().nanoseconds)
+    arm.spin_for(0.1)
+    assert arm.guard.counts['bad_chunk'] == 1
+    assert all(status.is_null for status in arm.status)

@@ -22,3 +22,37 @@ def test_file_that_no_yaml_reader_takes_is_refused(tmp_path, text):
     path.write_text(text)
     (problem,) = check_file(path, NODES)
     assert 'is not YAML' in problem.message
+
+
+@pytest.mark.parametrize(
+    ('guard', 'sink', 'complaints'),
+    [
+        ('{position_scale_m: 0.014}', '{position_scale_m: 0.014}', 0),
+        ('{position_scale_m: 0.014}', '{position_scale_m: 0.05}', 1),
+        ('{position_scale_m: 0.014}', '{sink: none}', 1),  # the default is another
+        ('{rotation_scale_rad: 1.0}', '{rotation_scale_rad: 0.5}', 1),
+        ('{control_frequency_hz: 10.0}', '{control_frequency_hz: 20.0}', 1),
+        ('{position_scale_m: wide}', '{position_scale_m: 0.05}', 1),  # no number: said once
+    ],
+)
+@pytest.mark.parametrize('below', ['{}', '/**/{}', '/robot/{}'])
+def test_guard_and_sink_must_mean_the_same_by_an_action(tmp_path, guard, sink, complaints, below):
+    path = tmp_path / 'robot.yaml'
+    path.write_text(
+        f'{below.format("command_guard")}:\n  ros__parameters: {guard}\n'
+        f'{below.format("command_sink")}:\n  ros__parameters: {sink}\n'
+    )
+    problems = check_file(path, NODES)
+    assert len(problems) == complaints, problems
+
+
+def test_what_every_node_is_given_agrees(tmp_path):
+    path = tmp_path / 'robot.yaml'
+    path.write_text(
+        '/**:\n  ros__parameters: {position_scale_m: 0.014}\n'
+        'command_guard:\n  ros__parameters: {dry_run: true}\n'
+        'command_sink:\n  ros__parameters: {position_scale_m: 0.05}\n'
+    )
+    (problem,) = check_file(path, NODES)
+    assert problem.line == 6
+    assert 'but 0.014 in command_guard' in problem.message

@@ -12,6 +12,7 @@ no correction of the wall's clock stops, or on simulated time where use_sim_time
 
 import dataclasses
 import json
+import math
 import time
 from typing import Any
 
@@ -37,6 +38,8 @@ from vla_cache_ros.nodes.parameter_tables.command_guard import GuardParameters
 from vla_cache_ros.nodes.parameters import declare, read
 from vla_cache_ros.nodes.realtime import freeze_garbage, set_priority
 from vla_cache_ros.nodes.running import run_nodes, steady_timer
+
+_RATE_TOLERANCE = 0.01
 
 
 class CommandGuardNode(ManagedNode):
@@ -246,6 +249,7 @@ class CommandGuardNode(ManagedNode):
             return
         try:
             chunk = message_to_chunk(message)
+            self._check_rate(message)
         except ObservationError as error:
             self._warn(f'chunk refused: {error}')
             self._loop.give_bad_chunk()
@@ -261,6 +265,17 @@ class CommandGuardNode(ManagedNode):
             self._answer(self._clock_ns())
             return
         self._answer_if_due()
+
+    def _check_rate(self, message: ActionChunkMessage) -> None:
+        """Refuse deltas of another rate: executed at this one, they would be another speed."""
+        rate_hz, own_hz = message.control_frequency_hz, self._settings.control_frequency_hz
+        if self._paced_by_state or not message.actions:
+            return  # the simulator's steps are what they are; no action has no speed
+        if not math.isclose(rate_hz, own_hz, rel_tol=_RATE_TOLERANCE):
+            raise ObservationError(
+                f'actions for {rate_hz:g} Hz at control_frequency_hz {own_hz:g}: policy and guard '
+                'must have the same.'
+            )
 
     def _warn(self, text: str) -> None:
         self.get_logger().warning(text, throttle_duration_sec=1.0)

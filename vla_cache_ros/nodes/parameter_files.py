@@ -24,6 +24,13 @@ EVERYWHERE = ('use_sim_time', 'start_type_description_service')
 
 QOS_PREFIX = 'qos_overrides.'
 
+AGREEING = {
+    'position_scale_m': ('command_guard', ('command_sink',)),
+    'rotation_scale_rad': ('command_guard', ('command_sink',)),
+    'control_frequency_hz': ('command_guard', ('command_sink', 'policy_node')),
+}
+"""Parameter -> the node that sets it, and those that must have the same."""
+
 _PARAMETERS = 'ros__parameters'
 
 
@@ -85,7 +92,9 @@ def check_file(path: Path, tables: typing.Mapping[str, type]) -> list[Problem]:
         return [Problem(path, 0, f'is not YAML: {error}')]
     if root is None:
         return [Problem(path, 0, 'is empty; valid: node: {ros__parameters: {name: value}}.')]
-    return [Problem(path, error.line, str(error)) for error in _check_sections(root, '', tables)]
+    errors = [*_check_sections(root, '', tables), *_check_agreement(root, tables)]
+    errors.sort(key=lambda error: error.line)
+    return [Problem(path, error.line, str(error)) for error in errors]
 
 
 def _check_sections(
@@ -138,6 +147,52 @@ def _check_section(
             if fault:
                 yield ParameterFileError(f'{node_name}: {name} is {fault}', value)
                 break
+
+
+def _check_agreement(
+    root: Node, tables: typing.Mapping[str, type]
+) -> Iterator[ParameterFileError]:
+    """Check that those who must mean the same by a number do, defaults included."""
+    sections = {name: _flat(given) for name, given in _sections(root, '')}
+    shared: dict[str, tuple[Node, Node]] = {}
+    for name, given in sections.items():
+        if name.endswith('*'):
+            shared |= given
+    for full_name, given in sections.items():
+        namespace, _, name = full_name.rpartition('/')
+        for parameter_name, (first, others) in AGREEING.items():
+            reference = sections.get(f'{namespace}/{first}')
+            if name not in others or reference is None or not {first, name} <= tables.keys():
+                continue
+            wanted = _number(tables[first], parameter_name, shared | reference)
+            number = _number(tables[name], parameter_name, shared | given)
+            if number != wanted and None not in (number, wanted):
+                place = given.get(parameter_name) or next(iter(given.values()), (root, root))
+                yield ParameterFileError(
+                    f'{name}: {parameter_name} is {number:g}, but {wanted:g} in {first}; valid: '
+                    'the same in both.',
+                    place[0],
+                )
+
+
+def _sections(root: Node, above: str) -> Iterator[tuple[str, MappingNode]]:
+    """Full name of a node -> its parameters, of every section that has some."""
+    for key, value in _items(root):
+        parameters = dict(_items(value)).get(_PARAMETERS)
+        if isinstance(parameters, MappingNode):
+            yield f'{above}/{key.lstrip("/")}', parameters
+        elif parameters is None:
+            yield from _sections(value, f'{above}/{key.lstrip("/")}')
+
+
+def _number(table: type, name: str, given: dict[str, tuple[Node, Node]]) -> float | None:
+    """A parameter's value, given or default; None where what is given is no number."""
+    if name not in given:
+        return fields_of(table)[name].default
+    try:
+        return float(str(given[name][1].value))
+    except ValueError:
+        return None
 
 
 def _fault(table: type, name: str, value_node: Node) -> str:
