@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vla_cache_ros.core.errors import ConfigError, RobotError, UnknownNameError
-from vla_cache_ros.robot.inverse_kinematics import IkConfig, solve
+from vla_cache_ros.robot.inverse_kinematics import IkConfig, _damped, solve
 from vla_cache_ros.robot.joint_targets import JointTargets, TargetConfig
 from vla_cache_ros.robot.kinematics import Pose
 
@@ -142,6 +142,25 @@ def test_a_delta_that_is_faster_than_the_joints_is_refused_by_name(seven):
     targets = tracker(seven, READY, max_speed=0.1)
     with pytest.raises(RobotError, match='limit of position or speed: joint'):
         targets.advance(np.array([0.05, 0, 0, 0, 0, 0]))
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 6), st.floats(0, 1), st.integers(1, 7))
+def test_damping_bounds_lost_directions_and_leaves_the_others_exact(seed, kept, scale, joints):
+    random = np.random.default_rng(seed)
+    left, values, right = np.linalg.svd(random.normal(size=(6, joints)), full_matrices=False)
+    lost = np.minimum(scale * 0.02 * values, 0.0199)
+    values = np.where(np.arange(len(values)) < kept, values + 0.02, lost)
+    jacobian, error = (left * values) @ right, random.normal(size=6)
+    step = _damped(jacobian, error)
+    assert np.isfinite(step).all()
+    # s / (s^2 + l^2 (1 - s^2 / l^2)) = s / l^2 with s_0 = l: at most 1 / l, and 0 where s is.
+    assert np.linalg.norm(right[kept:] @ step) <= np.linalg.norm(error) / 0.02 + 1e-9
+    wanted = (left.T @ error)[:kept] / values[:kept]
+    assert (right @ step)[:kept] == pytest.approx(wanted, rel=1e-6, abs=1e-9)
+
+
+def test_an_arm_that_lies_flat_in_a_singularity_gives_no_infinite_step():
+    assert not _damped(np.zeros((6, 7)), np.ones(6)).any()
 
 
 def test_joints_in_a_singularity_move_slowly_or_not_at_all(seven):
