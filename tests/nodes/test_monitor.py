@@ -230,6 +230,10 @@ def test_levels_follow_what_happens(source, spin_until):
     assert 'no pixels' in levels['policy'].message
     assert source.levels()['policy'].level == DiagnosticStatus.OK  # it has passed
 
+    source.steps.publish(drop_to_message(3, 'not_due', 'another one is soon', {}))
+    spin_until(lambda: 'not_due' in source.monitor.snapshot().drops)
+    assert source.levels()['policy'].level == DiagnosticStatus.OK  # part of normal running
+
     source.steps.publish(drop_to_message(3, 'inference_fault', 'oom', {}))
     source.send_command(None, time.monotonic_ns(), index=None, reasons=['no_action'])
     spin_until(lambda: source.monitor.snapshot().null_commands == 1)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import tyro
 
+from vla_cache_ros.core.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class CheckConfig:
@@ -22,7 +24,12 @@ def run_check(config: CheckConfig) -> int:
 
     Returns:
         0 when nothing is wrong, else 1.
+
+    Raises:
+        ConfigError: No file was named.
     """
+    if not config.files:
+        raise ConfigError('no file was named; valid: vla-cache check my_robot.yaml ..')
     # The tables of parameters belong to the nodes, which need rclpy.
     from vla_cache_ros.nodes.parameter_files import check_file
     from vla_cache_ros.nodes.parameter_tables.overview import NODES

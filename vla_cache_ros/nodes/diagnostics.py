@@ -12,7 +12,7 @@ from typing import Any
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
 from vla_cache_ros.nodes.snapshot import NodeHealth, Snapshot
-from vla_cache_ros.nodes.step_messages import PolicyStep
+from vla_cache_ros.nodes.step_messages import ROUTINE_DROPS, PolicyStep
 
 OK, WARN, ERROR, STALE = (
     DiagnosticStatus.OK,
@@ -75,7 +75,10 @@ class Diagnostics:
 
     def _policy(self, snapshot: Snapshot, step: PolicyStep | None) -> DiagnosticStatus:
         faults = self._growth('faults', snapshot.drops.get('inference_fault', 0))
-        drops = self._growth('drops', sum(snapshot.drops.values()))
+        drops = self._growth(
+            'drops',
+            sum(n for reason, n in snapshot.drops.items() if reason not in ROUTINE_DROPS),
+        )
         late = self._growth('late', snapshot.late_refreshes)
         if faults:
             level, text = ERROR, f'{faults} faults: {snapshot.last_drop}'

@@ -13,19 +13,12 @@ from vla_cache_ros.nodes.chunk_messages import chunk_to_message, empty_chunk
 from vla_cache_ros.nodes.managed_node import ManagedNode
 from vla_cache_ros.nodes.pairing import Drop
 from vla_cache_ros.nodes.report_messages import ShadowResult, shadow_to_message
-from vla_cache_ros.nodes.step_messages import StepTimes, drop_to_message, step_to_message
-
-STOPLESS_DROPS = frozenset(
-    {
-        'unpaired_image',
-        'voided_image',
-        'superseded',
-        'repeated_stamp',
-        'not_due',
-        'bad_committed',
-    }
+from vla_cache_ros.nodes.step_messages import (
+    ROUTINE_DROPS,
+    StepTimes,
+    drop_to_message,
+    step_to_message,
 )
-"""Drops that are part of normal running, where the next image is on its way: no empty chunk."""
 
 
 class PolicyOutputs:
@@ -66,7 +59,7 @@ class PolicyOutputs:
         """Count and report an input that was not used, and stop the robot where that is due."""
         with self._lock:
             self._drops[drop.reason] += 1
-        if drop.reason not in STOPLESS_DROPS:
+        if drop.reason not in ROUTINE_DROPS:
             self.chunk(empty_chunk(drop.stamp_ns))
             self.warn(f'{drop.reason}: {drop.detail}')
         self.report_publisher.publish(

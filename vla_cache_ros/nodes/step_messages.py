@@ -30,6 +30,18 @@ from vla_cache_ros.nodes.report_checks import (
 MODES = ('dense', 'keyframe', 'cached')
 """How a policy step ran; empty where the policy does not say."""
 
+ROUTINE_DROPS = frozenset(
+    {
+        'unpaired_image',
+        'voided_image',
+        'superseded',
+        'repeated_stamp',
+        'not_due',
+        'bad_committed',
+    }
+)
+"""Drops that are part of normal running, where the next image is on its way: no empty chunk."""
+
 _MAX_AGE_STEPS = np.iinfo(np.uint16).max
 
 
