@@ -251,6 +251,15 @@ def test_node_is_given_up_after_too_many_restarts_until_told_again():
     assert world.supervisor.state == 'active'
 
 
+def test_a_process_that_refuses_to_come_down_is_stopped_at_the_end():
+    world = active_world()
+    world.refusing.add('policy')
+    world.tell('end')
+    world.run(5.0)
+    assert not world.alive['policy']
+    assert world.requests.count(('policy', 'stop')) == 1
+
+
 def test_refused_configure_is_not_repeated_until_told_again():
     world = World()
     world.refusing.add('camera')

@@ -228,7 +228,7 @@ class Supervisor:
         if not node.owned or node.stopping:
             return
         if self.goal is Goal.ENDED:
-            if node.running and node.state not in LIVING:
+            if node.running and (node.failed or node.state not in LIVING):
                 node.stopping = True
                 yield Request(node.name, 'stop')
         elif not node.running:
