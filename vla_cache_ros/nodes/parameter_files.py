@@ -188,7 +188,8 @@ def _sections(root: Node, above: str) -> Iterator[tuple[str, MappingNode]]:
 def _number(table: type, name: str, given: dict[str, tuple[Node, Node]]) -> float | None:
     """A parameter's value, given or default; None where what is given is no number."""
     if name not in given:
-        return fields_of(table)[name].default
+        default: Any = fields_of(table)[name].default
+        return default
     try:
         return float(str(given[name][1].value))
     except ValueError:
