@@ -352,6 +352,16 @@ def test_policy_that_raises(robot, policy, fault, reason):
     assert (policy.resets[-1] == 'fault') == (reason == 'inference_fault')
 
 
+def test_policy_whose_reset_raises(robot, policy, monkeypatch):
+    robot.activate()
+    with monkeypatch.context() as broken:
+        broken.setattr(policy, 'reset', lambda reason: {}[reason])
+        robot.send(SECOND_NS)
+        assert 'KeyError' in robot.expect_drop('inference_fault').detail
+    assert len(robot.expect_chunk(SECOND_NS)) == 0
+    robot.expect_alive(2 * SECOND_NS)
+
+
 # Loading
 
 

@@ -108,14 +108,20 @@ class Inference:
     # The thread
 
     def _work(self, request: Request) -> None:
-        """Take one policy step, publish its chunk, then its report; then, perhaps, check it."""
+        """Take one policy step; whatever it raises, the thread outlives it."""
         try:
-            refresh = self._refresh(request)
+            self._step(request)
         except RefusedError as refused:
             if refused.flushes:
                 self.reset('fault')
             self._drop(refused.reason, str(refused), request)
-            return
+        except Exception as error:
+            self.reset('fault')
+            self._drop('inference_fault', f'{type(error).__name__}: {error}', request)
+
+    def _step(self, request: Request) -> None:
+        """Run the policy, publish its chunk, then its report; then, perhaps, check it."""
+        refresh = self._refresh(request)
         if not self._publish_if_current(request, refresh.chunk):
             self._drop('superseded', 'a reset came during inference.', request)
             return
