@@ -100,3 +100,11 @@ def test_an_array_that_is_empty_by_default_takes_numbers_and_nothing_else(ros):
     assert corner == (0.0, 1.0, 2.0)
     with pytest.raises(ConfigError, match='workspace_lower_m is .* valid: float array'):
         declare(node_with(workspace_lower_m=['a']), GuardParameters)
+
+
+def test_undeclared_parameter_is_warned_of_and_shared_ones_are_not(ros, capfd):
+    declare(node_with(control_frequency=20.0, autostart=True), GuardParameters)
+    said = capfd.readouterr().err
+    assert 'control_frequency is set and has no effect' in said
+    assert 'Did you mean control_frequency_hz?' in said
+    assert 'autostart' not in said
