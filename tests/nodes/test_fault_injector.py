@@ -143,9 +143,9 @@ def test_inputs_of_one_stamp_get_one_stamp_of_the_present(relay):
 def test_an_image_that_cannot_be_read_passes_unchanged(relay):
     relay = relay()
     relay.set_fault('black')
-    relay.send_image(7, encoding='yuv422')
+    relay.send_image(7, encoding='32FC1')
     relay.spin_until(lambda: bool(relay.seen['image']))
-    assert relay.seen['image'][0].encoding == 'yuv422'
+    assert relay.seen['image'][0].encoding == '32FC1'
     assert relay.seen['image'][0].data[0] == 7
 
 
