@@ -15,7 +15,19 @@ import vla_cache_ros
 
 ROOT = Path(__file__).resolve().parents[1]
 INTERFACES = ROOT / 'interfaces' / 'vla_cache_interfaces'
-NODES = ('policy_node', 'sim_bridge', 'command_guard', 'monitor', 'bringup')
+NODES = {
+    'bringup',
+    'bringup_manager',
+    'camera_node',
+    'command_guard',
+    'command_sink',
+    'fault_injector',
+    'kinematics_node',
+    'monitor',
+    'policy_node',
+    'recorder',
+    'sim_bridge',
+}
 
 # Import a module, and with `.*` everything below it; print the top-level names that got loaded.
 LOADED = """
